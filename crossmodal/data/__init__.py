@@ -1,0 +1,1 @@
+"""Databases, datasets, batches, tokenizers, negatives and the built-in demo world."""

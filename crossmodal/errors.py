@@ -1,0 +1,29 @@
+"""The three kinds of mistake a user can make; each message is one sentence: what, where, what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class CrossmodalError(Exception):
+    """A user's mistake. The command line prints it without a traceback and exits with code 2."""
+
+
+class ConfigError(CrossmodalError):
+    """A recipe, option or name that cannot be used."""
+
+
+class DataError(CrossmodalError):
+    """A database, caption file or picture that cannot be read as it stands."""
+
+
+class CheckpointError(CrossmodalError):
+    """A checkpoint that is damaged, of another layout or of other shapes."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Say which known names are closest to `name`, as the tail of an error message."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=3)
+    return f"did you mean {' or '.join(close)}?" if close else f"known names: {', '.join(known)}"

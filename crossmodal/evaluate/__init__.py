@@ -1,0 +1,1 @@
+"""Recall@K, relation distance, tables and plots."""

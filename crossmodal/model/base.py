@@ -1,0 +1,181 @@
+"""What a model is (DESIGN.md section 4): encode each side once, then score pairs; give fields by name."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from crossmodal.data.batches import Batch, Items
+
+Kind = Literal["items", "scores", "groups", "scalar"]
+
+
+@dataclass(frozen=True)
+class Field:
+    """A named tensor that a model can give: its kind says what the engine does with it across ranks."""
+
+    kind: Kind
+    doc: str
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """B encoded items of one side, ragged, sliceable and concatenable.
+
+    rows:    name -> (N, ...) tensor, the rows of item b being the `lengths[b]` ones after those before it.
+    vectors: name -> (B, ...) tensor, one entry an item.
+    lengths: (B,) int64 on the host.
+    """
+
+    lengths: Tensor
+    rows: Mapping[str, Tensor] = field(default_factory=dict)
+    vectors: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def row_index(self, items: Tensor) -> Tensor:
+        """The rows of these items one after the other: (P,) -> (sum of their lengths,), all on the host."""
+        return ragged_index((self.lengths.cumsum(0) - self.lengths)[items], self.lengths[items])
+
+    def __getitem__(self, items: slice | Sequence[int] | Tensor) -> Encoded:
+        if isinstance(items, slice) and items.step in (None, 1):  # neighbours: views, nothing is copied
+            ends = torch.cat([self.lengths.new_zeros(1), self.lengths.cumsum(0)])
+            start, stop, _ = items.indices(len(self))
+            stop = max(start, stop)
+            first, last = int(ends[start]), int(ends[stop])
+            return Encoded(
+                self.lengths[start:stop],
+                {k: v[first:last] for k, v in self.rows.items()},
+                {k: v[start:stop] for k, v in self.vectors.items()},
+            )
+        index = torch.arange(len(self))[items] if isinstance(items, slice) else torch.as_tensor(items)
+        rows = self.row_index(index)
+        return Encoded(
+            self.lengths[index],
+            {k: v[rows.to(v.device)] for k, v in self.rows.items()},
+            {k: v[index.to(v.device)] for k, v in self.vectors.items()},
+        )
+
+    @staticmethod
+    def cat(parts: Iterable[Encoded]) -> Encoded:
+        parts = list(parts)
+        return Encoded(
+            torch.cat([p.lengths for p in parts]),
+            {k: torch.cat([p.rows[k] for p in parts]) for k in parts[0].rows},
+            {k: torch.cat([p.vectors[k] for p in parts]) for k in parts[0].vectors},
+        )
+
+    def to(self, device: torch.device | str) -> Encoded:
+        return Encoded(
+            self.lengths,
+            {k: v.to(device, non_blocking=True) for k, v in self.rows.items()},
+            {k: v.to(device, non_blocking=True) for k, v in self.vectors.items()},
+        )
+
+    def save(self, path: Path) -> None:
+        torch.save({"lengths": self.lengths, "rows": dict(self.rows), "vectors": dict(self.vectors)}, path)
+
+    @staticmethod
+    def open(path: Path) -> Encoded:
+        """Read what `save` wrote, memory-mapped: rows come from the file as they are used."""
+        return Encoded(**torch.load(path, mmap=True, weights_only=True))
+
+
+def ragged_index(starts: Tensor, lengths: Tensor) -> Tensor:
+    """starts[0], starts[0]+1, ... (lengths[0] of them), starts[1], ...: (P,), (P,) -> (sum,)."""
+    first = lengths.cumsum(0) - lengths
+    return torch.arange(int(lengths.sum())) + (starts - first).repeat_interleave(lengths)
+
+
+class Scorer(Protocol):
+    """Scores pairs of encoded items; higher is a better match."""
+
+    reads: tuple[str, ...]
+
+    def __call__(self, a: Encoded, b: Encoded, pairs: Tensor | None = None) -> Tensor:
+        """pairs (P,2) on the host -> (P,); None: every a with every b -> (A,B)."""
+        ...
+
+
+def all_pairs(a: int, b: int) -> Tensor:
+    """(a*b, 2): every row of one with every row of the other, the second running fastest."""
+    return torch.cartesian_prod(torch.arange(a), torch.arange(b)).reshape(-1, 2)
+
+
+class Model(nn.Module):
+    """Base of every system. Subclasses say what they encode (`sides`), give (`fields`) and score (`scorers`)."""
+
+    name: str
+    sides: Mapping[str, type[Any]]
+    fields: Mapping[str, Field]
+    processor: Any = None
+
+    @property
+    @abstractmethod
+    def scorers(self) -> Mapping[str, Scorer]: ...
+
+    @property
+    @abstractmethod
+    def config_dict(self) -> dict[str, Any]:
+        """The configuration that builds this model again, as plain data."""
+
+    @abstractmethod
+    def encode(self, side: str, items: Items) -> Encoded:
+        """All work that needs one side only."""
+
+    @abstractmethod
+    def forward(self, batch: Batch, want: Iterable[str]) -> dict[str, Tensor]:
+        """Encode each role of the batch once and compute the fields in `want`, no others."""
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    @torch.inference_mode()
+    def score(self, text: Any, image: Any, scorer: str | None = None) -> float:
+        """How well one raw text and one raw image match (whatever the processor takes for each side)."""
+        with inference(self):
+            a = self.encode("text", self.processor("text", [text]).to(self.device))
+            b = self.encode("image", self.processor("image", [image]).to(self.device))
+            return float(self.scorers[scorer or next(iter(self.scorers))](a, b))
+
+
+@contextmanager
+def inference(model: nn.Module) -> Iterator[None]:
+    """Dropout off and no gradients inside; every module gets back the mode that it had."""
+    training = [m for m in model.modules() if m.training]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+_MODELS: dict[str, Callable[..., Model]] = {}
+
+
+def register(name: str) -> Callable[[type[Model]], type[Model]]:
+    """Add a model class, built from its configuration, under `name`."""
+
+    def decorate(cls: type[Model]) -> type[Model]:
+        if name in _MODELS:
+            raise ValueError(f"model {name!r} is registered twice")
+        _MODELS[name] = cls
+        cls.name = name
+        return cls
+
+    return decorate
+
+
+def registered() -> Mapping[str, Callable[..., Model]]:
+    return dict(_MODELS)

@@ -1,0 +1,218 @@
+"""The one transformer: a post-LayerNorm encoder over packed sequences.
+
+Sequences of different length lie one after the other in a single (N, D) tensor, so that every matrix
+product works on real tokens only. Attention alone needs to know where a sequence ends: it runs on groups of
+neighbouring sequences (`Packing`), which are padded only where that is cheaper than one more kernel call.
+Parameter names are BERT's, which UNITER, IAIS and OSCAR/VinVL checkpoints share.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+LAYER_NORM_EPS = 1e-12
+
+ACTIVATIONS = {"gelu": F.gelu, "relu": F.relu, "swish": F.silu}
+
+# How much wasted attention (multiply-adds) is worth one kernel call less: about 50 microseconds of one core.
+_CALL_COST = 2_000_000
+
+
+@dataclass(frozen=True)
+class Group:
+    """Consecutive sequences that attention handles in one call, padded to `width`.
+
+    rows (n, width) int64: the packed row of each position, padding repeats the sequence's first row.
+    Where some position is padding: real (n, width) bool, and kept (sum of lengths,) int64, the real positions
+    of the flattened (n width); otherwise both are None.
+    """
+
+    start: int
+    stop: int
+    rows: Tensor
+    real: Tensor | None
+    kept: Tensor | None
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Where B sequences lie in a packed (N, D) tensor: `lengths` (B,) on the host, `first` (B,) on the device."""
+
+    lengths: Tensor
+    first: Tensor
+    groups: tuple[Group, ...]
+
+    @staticmethod
+    def of(lengths: Tensor, width: int, device: torch.device) -> Packing:
+        """Plan the groups of sequences of these lengths (host, int64), best sorted, for attention `width` D."""
+        first = lengths.cumsum(0) - lengths
+        groups = []
+        for start, stop in _plan(lengths.tolist(), width):
+            n, longest = lengths[start:stop], int(lengths[start:stop].max())
+            position = torch.arange(longest)
+            real = position < n[:, None]
+            rows = first[start:stop, None] + torch.where(real, position, 0)
+            ragged = not bool(real.all())
+            kept = real.flatten().nonzero().flatten()
+            groups.append(
+                Group(start, stop, rows.to(device), *((real.to(device), kept.to(device)) if ragged else (None, None)))
+            )
+        return Packing(lengths, first.to(device), tuple(groups))
+
+
+def _plan(lengths: list[int], width: int) -> list[tuple[int, int]]:
+    """Cut consecutive sequences into groups: extend a group while padding costs less than a further call."""
+    bounds: list[tuple[int, int]] = []
+    start, longest, exact = 0, 0, 0
+    for i, n in enumerate(lengths):
+        new_longest = max(longest, n)
+        waste = (i + 1 - start) * new_longest**2 - (exact + n * n)
+        if i > start and 2 * width * waste > _CALL_COST:
+            bounds.append((start, i))
+            start, new_longest, exact = i, n, 0
+        longest, exact = new_longest, exact + n * n
+    if lengths:
+        bounds.append((start, len(lengths)))
+    return bounds
+
+
+class SelfAttention(nn.Module):
+    """softmax(Q K^T / sqrt(d)) V over each packed sequence."""
+
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads, self.head_width, self.dropout = heads, width // heads, dropout
+        self.query = nn.Linear(width, width)
+        self.key = nn.Linear(width, width)
+        self.value = nn.Linear(width, width)
+
+    def split(self, x: Tensor) -> Tensor:
+        """(..., T, D) -> (..., h, T, d)"""
+        return x.unflatten(-1, (self.heads, self.head_width)).transpose(-3, -2)
+
+    def forward(self, x: Tensor, packing: Packing, first_only: bool) -> Tensor:
+        """x (N,D) -> (N,D), or (B,D) for the first row of each sequence."""
+        q = self.query(x[packing.first] if first_only else x)
+        k, v = self.key(x), self.value(x)
+        out = [self._group(q, k, v, group, first_only) for group in packing.groups]
+        return torch.cat(out) if len(out) > 1 else out[0]
+
+    def _group(self, q: Tensor, k: Tensor, v: Tensor, group: Group, first_only: bool) -> Tensor:
+        query = q[group.start : group.stop, None] if first_only else q[group.rows]  # (n,T,D), T is 1 if first_only
+        mask = None if group.real is None else group.real[:, None, None, :]
+        out = F.scaled_dot_product_attention(
+            self.split(query),
+            self.split(k[group.rows]),
+            self.split(v[group.rows]),
+            attn_mask=mask,
+            dropout_p=self.dropout if self.training else 0.0,
+        )
+        out = out.transpose(1, 2).flatten(2)  # (n,h,T,d) -> (n,T,D)
+        if first_only:
+            return out[:, 0]
+        out = out.flatten(0, 1)
+        return out if group.kept is None else out[group.kept]
+
+    def probabilities(self, q: Tensor, k: Tensor, real: Tensor) -> Tensor:
+        """Attention of projected, padded queries over keys, no dropout: (B,T,D), (B,K,D), (B,K) -> (B,h,T,K).
+
+        Softmax runs over the real keys only, in float32 at least; a sequence without any gets rows of 0.
+        """
+        scores = self.split(q) @ self.split(k).transpose(-1, -2) / self.head_width**0.5
+        if scores.dtype.itemsize < 4:
+            scores = scores.float()
+        real = real[:, None, None, :]
+        return scores.masked_fill(~real, torch.finfo(scores.dtype).min).softmax(dim=-1) * real
+
+
+class Attention(nn.Module):
+    def __init__(self, width: int, heads: int, dropout: float, attention_dropout: float) -> None:
+        super().__init__()
+        self.add_module("self", SelfAttention(width, heads, attention_dropout))
+        self.output = Residual(width, width, dropout)
+
+    @property
+    def inner(self) -> SelfAttention:
+        module = self.get_submodule("self")
+        assert isinstance(module, SelfAttention)
+        return module
+
+
+class Residual(nn.Module):
+    """LayerNorm(dropout(W h) + x)."""
+
+    def __init__(self, width_in: int, width: int, dropout: float) -> None:
+        super().__init__()
+        self.dense = nn.Linear(width_in, width)
+        self.LayerNorm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, h: Tensor, x: Tensor) -> Tensor:
+        return self.LayerNorm(self.dropout(self.dense(h)) + x)
+
+
+class Intermediate(nn.Module):
+    def __init__(self, width: int, inner: int, activation: str) -> None:
+        super().__init__()
+        self.dense = nn.Linear(width, inner)
+        self.activation = ACTIVATIONS[activation]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.activation(self.dense(x))
+
+
+class Layer(nn.Module):
+    """One post-LayerNorm layer: y = LN(attention(x) + x); LN(W2 act(W1 y) + y)."""
+
+    def __init__(
+        self, width: int, heads: int, inner: int, activation: str, dropout: float, attention_dropout: float
+    ) -> None:
+        super().__init__()
+        self.attention = Attention(width, heads, dropout, attention_dropout)
+        self.intermediate = Intermediate(width, inner, activation)
+        self.output = Residual(inner, width, dropout)
+
+    def forward(self, x: Tensor, packing: Packing, first_only: bool = False) -> Tensor:
+        """x (N,D) -> (N,D); with `first_only`, (B,D): the first row of each sequence and nothing else."""
+        context = self.attention.inner(x, packing, first_only)
+        y = self.attention.output(context, x[packing.first] if first_only else x)
+        return self.output(self.intermediate(y), y)
+
+
+class Encoder(nn.Module):
+    """The stack of layers."""
+
+    def __init__(
+        self,
+        layers: int,
+        width: int,
+        heads: int,
+        inner: int,
+        activation: str = "gelu",
+        dropout: float = 0.1,
+        attention_dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.layer = nn.ModuleList(
+            Layer(width, heads, inner, activation, dropout, attention_dropout) for _ in range(layers)
+        )
+
+    @property
+    def last(self) -> Layer:
+        layer = self.layer[-1]
+        assert isinstance(layer, Layer)
+        return layer
+
+    def below_last(self, x: Tensor, packing: Packing) -> Tensor:
+        """The input of the last layer, (N,D): where the attention blocks of IAIS are taken."""
+        for layer in self.layer[:-1]:
+            x = layer(x, packing)
+        return x
+
+    def forward(self, x: Tensor, packing: Packing, first_only: bool = False) -> Tensor:
+        """x (N,D) -> last hidden states (N,D), or (B,D) of the first positions with `first_only`."""
+        return self.last(self.below_last(x, packing), packing, first_only)

@@ -1,0 +1,1 @@
+"""From a recipe to steps: engine, distribution, precision, schedules, mining and checkpoints."""

@@ -1,0 +1,269 @@
+"""UNITER's forward passes, heads, losses and hard-negative steps against recorded vectors."""
+
+from __future__ import annotations
+
+import torch
+
+from crossmodal.data.batches import Batch, Regions, Texts, length_mask
+from crossmodal.losses.iais import aligned_index, iais, iais_terms
+from crossmodal.losses.pretraining import (
+    masked_region_classes_terms,
+    masked_region_features_terms,
+    masked_region_kl_terms,
+    masked_words_terms,
+)
+from crossmodal.losses.ranking import margin_ranking, margin_ranking_terms
+from crossmodal.losses.transport import transport_distance, word_region_alignment
+from crossmodal.model.transformer import Packing
+from crossmodal.model.uniter import ATTENTION_FIELDS, join
+from crossmodal.train.mining import Hardest, with_index
+from crossmodal.train.schedules import anneal
+
+from . import inputs
+from .harness import Case, kind
+
+SIDES = {"L": "linguistic", "V": "visual"}
+BLOCKS = dict(zip(("LL", "VV", "LV", "VL"), ATTENTION_FIELDS, strict=False))
+
+
+@kind("uniter_iais", "forward")
+def forward(case: Case) -> None:
+    model = inputs.model(case, prefix="uniter.").eval()
+    given = case.under("in")
+    mask = given["attn_masks"].bool()
+    if "input_ids" in given and "img_feat" in given:
+        batch = inputs.batch(given, 1)
+        a = model.encode("text", batch.roles["text"][1])
+        b = model.encode("image", batch.roles["image"][1])
+        joint = join(a, b, batch.pairs)
+        x, packing, place = joint.x, joint.packing, joint.place
+    elif "input_ids" in given:
+        a = model.encode("text", Texts(given["input_ids"], given["txt_lens"]))
+        x, packing, place = a.rows["tokens"], Packing.of(a.lengths, 1, torch.device("cpu")), torch.arange(len(a))
+    else:
+        regions = Regions(given["img_feat"], given["img_pos_feat"], given["num_bbs"], masked=given.get("img_masks"))
+        b = model.encode("image", regions)
+        x, packing, place = b.rows["tokens"], Packing.of(b.lengths, 1, torch.device("cpu")), torch.arange(len(b))
+
+    starts = (packing.lengths.cumsum(0) - packing.lengths)[place]
+    case.array("out/embedding", inputs.padded(x, starts, mask), where=mask)
+    for k, layer in enumerate(model.uniter.encoder.layer):
+        attention = layer.attention.inner
+        wide = inputs.padded(x, starts, mask)
+        probabilities = attention.probabilities(attention.query(wide), attention.key(wide), mask)
+        case.array(f"out/attn{k}", probabilities.transpose(1, 2), where=mask,
+                   expected=case.tensor(f"out/attn{k}").transpose(1, 2))  # fmt: skip
+        x = layer(x, packing)
+        case.array(f"out/hidden{k}", inputs.padded(x, starts, mask), where=mask)
+    case.array("out/pooled", model.uniter.pooler(x[packing.first][place]))
+
+
+@kind("uniter_iais", "rank_margin")
+def rank_margin(case: Case) -> None:
+    model = inputs.model(case)
+    given = case.under("in")
+    given["img_feat"].requires_grad_()
+    given["img_pos_feat"].requires_grad_()
+    batch = inputs.batch(given, case.hyper["sample_size"])
+    scores = model(batch, {"rank_scores"})["rank_scores"]
+    case.array("out/rank_scores", scores.reshape(-1, 1))
+    terms = margin_ranking_terms(scores, margin=case.hyper["margin"])
+    case.array("out/rank_loss", terms)
+    loss = margin_ranking(scores, margin=case.hyper["margin"])
+    case.scalar("rank_loss_mean", loss)
+    case.scalar("n_active", (terms > 0).sum())
+    loss.backward()
+    inputs.gradients(case, model)
+    case.array("grad/img_feat", given["img_feat"].grad)
+    case.array("grad/img_pos_feat", given["img_pos_feat"].grad)
+
+
+@kind("uniter_iais", "hard_negative_step", "iais_hard_negative_step")
+def hard_negative_step(case: Case) -> None:
+    model = inputs.model(case)
+    given, hyper = case.under("in"), case.hyper
+    batch = inputs.batch(given, hyper["pool"])
+    if case.config.get("gather_offset") == "last_text_length":
+        batch = with_index(batch, torch.where(given["attn_masks"].bool(), given["gather_index"], -1))
+    defect = "no_index" if case.config.get("second_pass_gather_index") is False else None
+    miner = Hardest(keep=hyper["hard_size"], published_defect=defect)
+
+    case.array("out/pool_scores", miner.score(model, batch).reshape(-1, 1))
+    kept = miner(model, batch)
+    _kept_batch(case, batch, kept)
+
+    iais_kind = hyper.get("iais")
+    want = {"rank_scores"} | (ATTENTION_FIELDS.keys() if iais_kind else set())
+    fields = model(kept, want)
+    terms = margin_ranking_terms(fields["rank_scores"], margin=hyper["margin"])
+    case.array("out/rank_loss", terms)
+    rank_name = "rank_loss_mean" if case.json["kind"] == "hard_negative_step" else "rank_loss_mean_over_negatives"
+    case.scalar(rank_name, terms.mean())
+    total = terms.mean() / hyper["train_batch_size"]
+    if "rank_term" in case.json["scalars"]:
+        case.scalar("rank_term", total)
+    if iais_kind:
+        side, alignment = iais_kind.split("-")
+        weight = anneal(hyper["tsa"].removesuffix("_schedule"), hyper["global_step"], hyper["num_train_steps"])
+        regulariser = iais(*(fields[f] for f in ATTENTION_FIELDS), alignment=alignment, side=SIDES[side])
+        case.scalar("tsa_weight", weight)
+        case.scalar("self_attn_loss", regulariser)
+        total = total + weight * regulariser
+    case.scalar("total", total)
+    total.backward()
+    inputs.gradients(case, model)
+
+
+def _kept_batch(case: Case, pool: Batch, kept: Batch) -> None:
+    """The second pass holds the rows the reference chose, cut as it cuts them."""
+    texts, regions = kept.roles["text"][1], kept.roles["image"][1]
+    left, right = kept.pairs.unbind(1)
+    rows = case.arrays["out/hard_rows_in_reference_order"]
+    pool_texts, pool_regions = pool.roles["text"][1], pool.roles["image"][1]
+    recorded = torch.as_tensor(rows)
+    chosen = sorted(zip(texts.input_ids[left].sum(1).tolist(), regions.boxes[right].sum((1, 2)).tolist(), strict=True))
+    wanted = sorted(
+        zip(
+            pool_texts.input_ids[pool.pairs[recorded, 0]].sum(1).tolist(),
+            pool_regions.boxes[pool.pairs[recorded, 1]].sum((1, 2)).tolist(),
+            strict=True,
+        )
+    )
+    for ours, theirs in zip(chosen, wanted, strict=True):
+        assert ours[0] == theirs[0] and abs(ours[1] - theirs[1]) < 1e-4
+    case.checked |= {"out/hard_rows_in_reference_order", "out/hard_indices_sorted_by_score"}
+
+    anchor = case.config["anchor"]
+    width = pool_texts.input_ids.shape[1]  # the published second pass keeps the pool's text width
+    expand = torch.zeros(len(left), width, dtype=torch.int64)
+    expand[:, : texts.input_ids.shape[1]] = texts.input_ids[left]
+    case.array("out/hard_batch/input_ids", expand)
+    if "out/hard_batch/img_pos_feat" in case.arrays:
+        case.array("out/hard_batch/img_pos_feat", regions.boxes[right])
+    text_mask = length_mask(texts.lengths[left], width)
+    region_mask = length_mask(regions.lengths[right], regions.boxes.shape[1])
+    if "out/hard_batch/attn_masks" in case.arrays:
+        total = texts.lengths[left] + regions.lengths[right]
+        columns = case.arrays["out/hard_batch/attn_masks"].shape[1]
+        compact = case.config["layout"] == "compact"
+        mask = length_mask(total, columns) if compact else torch.cat([text_mask, region_mask], dim=1)
+        case.array("out/hard_batch/attn_masks", mask.long())
+    if "out/hard_batch/txt_attn_masks" in case.arrays:
+        words = text_mask[:1].clone()
+        words[:, 0] = False
+        words[:, texts.lengths[left[0]] - 1] = False
+        case.array("out/hard_batch/txt_attn_masks", torch.cat([words, region_mask[:1] & False], dim=1).long())
+        case.array("out/hard_batch/img_attn_masks", torch.cat([words & False, region_mask[:1]], dim=1).long())
+    assert anchor in ("text", "image")
+
+
+@kind("uniter_iais", "iais_core")
+def iais_core(case: Case) -> None:
+    for sample in sorted({name.split("/")[1] for name in case.arrays if name.startswith("in/")}):
+        blocks = {b: case.tensor(f"in/{sample}/{b}")[None].requires_grad_() for b in ("LL", "VV", "LV", "VL")}
+        counts = [torch.tensor([blocks[b].shape[1]]) for b in ("LL", "VV")]
+        case.array(f"out/{sample}/argmax_L", aligned_index(blocks["LV"])[0])
+        case.array(f"out/{sample}/argmax_V", aligned_index(blocks["VL"])[0])
+        for alignment in ("singular", "distributed"):
+            for letter, side in SIDES.items():
+                for block in blocks.values():
+                    block.grad = None
+                loss = iais(*blocks.values(), *counts, alignment=alignment, side=side)
+                case.scalar(f"{sample}/{alignment}/{letter}", loss)
+                loss.backward()
+                for name, block in blocks.items():
+                    assert block.grad is None or block.grad.isfinite().all()
+                    recorded = f"grad/{sample}/{alignment}/{letter}/{name}"
+                    if recorded in case.arrays:
+                        case.array(recorded, (block.grad if block.grad is not None else block * 0)[0])
+
+
+@kind("uniter_iais", "iais_batch")
+def iais_batch(case: Case) -> None:
+    model = inputs.model(case, prefix="uniter.")
+    given = case.under("in")
+    group = case.hyper.get("pairs_num", 1)
+    counts = given["txt_attn_masks"].sum(dim=1), given["img_attn_masks"].sum(dim=1)
+    given["img_feat"].requires_grad_()
+    batch = inputs.batch(given, group)
+    for mode in case.json["scalars"]:
+        letter, alignment = mode.split("-")
+        model.zero_grad()
+        given["img_feat"].grad = None
+        fields = model(batch, ATTENTION_FIELDS)
+        assert torch.equal(fields["word_counts"], counts[0]) and torch.equal(fields["region_counts"], counts[1])
+        loss = iais_terms(*(fields[f] for f in ATTENTION_FIELDS), alignment=alignment, side=SIDES[letter]).mean()
+        case.scalar(mode, loss)
+        loss.backward()
+        case.array(f"grad/{mode}/img_feat", given["img_feat"].grad)
+        parameters = {k.removeprefix("uniter."): p for k, p in model.named_parameters()}
+        for name in case.arrays:
+            key = name.removeprefix(f"grad/{mode}/")
+            if key in parameters:
+                case.array(name, parameters[key].grad)
+    texts, regions = batch.roles["text"][1], batch.roles["image"][1]
+    joint = join(model.encode("text", texts), model.encode("image", regions), batch.pairs)
+    below = model.uniter.encoder.below_last(joint.x, joint.packing)
+    mask = given["attn_masks"].bool()
+    case.array("out/last_layer_input", inputs.padded(below, joint.starts, mask), where=mask)
+    for name, field in BLOCKS.items():
+        recorded = case.tensor(f"out/block_{name}")
+        ours = torch.zeros_like(recorded)
+        _, rows, columns = fields[field].shape  # ours are as wide as the widest positive
+        ours[:, :rows, :columns] = fields[field]
+        case.array(f"out/block_{name}", ours)
+
+
+@kind("uniter_iais", "pretrain_heads")
+def pretrain_heads(case: Case) -> None:
+    model = inputs.model(case, pretraining=True)
+    given = case.under("in")
+    plain = {k: v for k, v in given.items() if "/" not in k}
+
+    def check(task: str, loss: torch.Tensor) -> None:
+        model.zero_grad()
+        loss.backward()
+        case.scalar(task, loss)
+        inputs.gradients(case, model, f"grad/{task}/")
+
+    labels = given["mlm/txt_labels"]
+    texts = {**plain, "input_ids": given["mlm/input_ids"]}
+    text_lengths, regions_count = inputs.lengths(plain)
+    texts |= {"txt_lens": text_lengths, "num_bbs": regions_count}
+    logits = model(inputs.batch(texts, 1, masked_words=labels != -1), {"word_logits"})["word_logits"]
+    case.array("out/mlm_scores", logits)
+    terms = masked_words_terms(logits, labels[labels != -1])
+    case.array("out/mlm_loss", terms)
+    check("mlm", terms.mean())
+
+    masked = {**plain, "img_feat": given["mrm/img_feat"]}
+    batch = inputs.batch(masked, 1)
+    regions = batch.roles["image"][1]
+    hidden = Regions(regions.features, regions.boxes, regions.lengths, masked=given["mrm/img_masks"].bool())
+    batch = Batch({**batch.roles, "image": ("image", hidden)}, batch.pairs)
+    for task, field, function, target in (
+        ("mrfr", "region_predictions", masked_region_features_terms, "mrm/feat_targets"),
+        ("mrc", "region_logits", masked_region_classes_terms, "mrm/label_targets"),
+        ("mrckl", "region_logits", masked_region_kl_terms, "mrm/label_targets"),
+    ):
+        terms = function(model(batch, {field})[field], given[target])
+        case.array(f"out/{task}_loss", terms)
+        check(task, terms.mean())
+
+    targets = given["itm/targets"]
+    states = ["word_states", "region_states", "word_pad", "region_pad"]
+    fields = model(inputs.batch(plain, 1), {"itm_logits", *states})
+    case.array("out/itm_scores", fields["itm_logits"][:, 0])
+    terms = torch.nn.functional.cross_entropy(fields["itm_logits"][:, 0], targets, reduction="none")
+    case.array("out/itm_loss", terms)
+    case.array("in/itm/txt_pad", fields["word_pad"])
+    case.array("in/itm/img_pad", fields["region_pad"])
+    options = {k: case.hyper["ot"][o] for k, o in (("beta", "beta"), ("iterations", "iterations"), ("inner", "k"))}
+    distance = transport_distance(*(fields[s] for s in states), **options)
+    case.array("out/ot_pos", distance[targets == 1])
+    case.array("out/ot_neg", distance[targets == 0])
+    check("itm", terms.mean())
+    fields = model(inputs.batch(plain, 1), {"itm_logits", *states})
+    terms = torch.nn.functional.cross_entropy(fields["itm_logits"][:, 0], targets, reduction="none")
+    alignment = word_region_alignment(*(fields[s] for s in states), targets[:, None])
+    check("itm_ot", terms.mean() + case.hyper["itm_ot_lambda"] * alignment)
