@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+import random
+from typing import Any
+
 import torch
 
 from crossmodal.data.batches import Batch, Regions, Texts, length_mask
+from crossmodal.data.corpus import Corpus, open_corpus
+from crossmodal.data.datasets import Pools
+from crossmodal.data.processors import UniterProcessor
+from crossmodal.data.samplers import draw_negatives
+from crossmodal.data.texts import TextDB
+from crossmodal.evaluate.ranks import ranks
+from crossmodal.evaluate.recall import recall
+from crossmodal.evaluate.retrieval import fixed_galleries, score_corpus
 from crossmodal.losses.iais import aligned_index, iais, iais_terms
 from crossmodal.losses.pretraining import (
     masked_region_classes_terms,
@@ -15,7 +26,8 @@ from crossmodal.losses.pretraining import (
 from crossmodal.losses.ranking import margin_ranking, margin_ranking_terms
 from crossmodal.losses.transport import transport_distance, word_region_alignment
 from crossmodal.model.transformer import Packing
-from crossmodal.model.uniter import ATTENTION_FIELDS, join
+from crossmodal.model.checkpoints import load_state
+from crossmodal.model.uniter import ATTENTION_FIELDS, Uniter, join
 from crossmodal.train.mining import Hardest, with_index
 from crossmodal.train.schedules import anneal
 
@@ -267,3 +279,112 @@ def pretrain_heads(case: Case) -> None:
     terms = torch.nn.functional.cross_entropy(fields["itm_logits"][:, 0], targets, reduction="none")
     alignment = word_region_alignment(*(fields[s] for s in states), targets[:, None])
     check("itm_ot", terms.mean() + case.hyper["itm_ot_lambda"] * alignment)
+
+
+@kind("uniter_iais", "checkpoint_load")
+def checkpoint_load(case: Case) -> None:
+    model = Uniter(case.config)
+    report = load_state(model, case.under("in/ckpt"), layout="uniter")
+    assert set(report.new) == set(case.json["missing"])
+    assert set(report.ignored) == set(case.json["unexpected"])
+    expected = case.under("out/model")
+    assert expected.keys() == model.state_dict().keys()
+    for name, value in model.state_dict().items():
+        case.array(f"out/model/{name}", value)
+    assert model.rank_output.weight.data_ptr() != model.itm_output.weight[1:].data_ptr()
+
+
+@kind("uniter_iais", "end_to_end_eval")
+def end_to_end_eval(case: Case) -> None:
+    options = dict(case.json["img_db_open_with"])
+    options["compressed"] = options.pop("compress")
+    corpus = open_corpus([str(case.folder / case.json["txt_db"])], [str(case.folder / case.json["img_db"])], **options)
+    model = inputs.model(case).eval()
+    texts = corpus.parts[0].texts
+    model.processor = UniterProcessor(texts.cls, texts.sep, texts.mask, texts.v_range, model.config.img_dim)
+    scores = score_corpus(model, corpus).scores
+    assert [k for _, k in corpus.text_keys] == case.json["txt_ids"]
+    assert [k for _, k in corpus.image_keys] == case.json["img_ids"]
+    case.array("out/score_matrix", scores)
+    ranked = ranks(scores, corpus.image_of_texts())
+    for name, reference in (("correct", False), ("float32", True)):
+        metrics = recall(ranked, reference_count=reference)
+        for key in case.json["scalars"][f"eval_log_{name}"]:
+            case.scalar(f"eval_log_{name}/{key}", metrics[key])
+    rounded = recall(ranks(scores.half(), corpus.image_of_texts()), reference_count=True)
+    for key in case.json["scalars"]["eval_log_float16_scores"]:
+        case.scalar(f"eval_log_float16_scores/{key}", rounded[key])
+
+
+@kind("uniter_iais", "dataset_batches")
+def dataset_batches(case: Case) -> None:
+    options = dict(case.json["img_db_open_with"])
+    options["compressed"] = options.pop("compress")
+    corpus = open_corpus(
+        [str(case.folder / case.json["txt_db"])],
+        [str(case.folder / case.json["img_db"])],
+        max_text=case.hyper["max_txt_len"],
+        **options,
+    )
+    texts, regions = corpus.parts[0].texts, corpus.parts[0].regions
+    assert texts.ids == case.json["ids"]
+    assert corpus.lengths() == case.json["lens"]
+    order = [k for _, k in corpus.image_keys]
+    assert order == case.json["eval_image_order"]
+    size = case.json["mini_batch_size"]
+    widths = [max(regions.lengths[k] for k in order[i : i + size]) for i in range(0, len(order), size)]
+    assert widths == case.json["eval_minibatch_widths"]
+    unfiltered = TextDB(texts.path)
+    gallery = fixed_galleries(unfiltered, size)
+    assert gallery == case.json["val_batches"]
+    processor = UniterProcessor(texts.cls, texts.sep, texts.mask, texts.v_range, regions.feature_dim)
+    for item in case.json["items"]:
+        _pool(case, item, corpus, processor)
+
+
+def _pool(case: Case, item: dict[str, Any], corpus: Corpus, processor: UniterProcessor) -> None:
+    letter, layout, position = item["key"].split("/")
+    anchor = int(position)
+    texts = corpus.parts[0].texts
+    assert corpus.anchors[anchor] == (0, item["anchor"])
+    image = texts.image_of[item["anchor"]]
+    truth = [image] if letter == "t" else texts.texts_of[image]
+    assert truth == item["ground_truths"]
+    candidates = texts.images if letter == "t" else texts.ids
+    size = case.hyper["negative_size"]
+    assert draw_negatives(candidates, size, frozenset(truth), random.Random(item["random_seed"])) == item["negatives"]
+
+    drawn = [(0, key) for key in item["negatives"]]
+    side = {"t": "text", "i": "image"}[letter]
+    defect = Pools(corpus, processor, anchor=side, pool=size + 1, published_defect="last_text_offset")
+    batch = defect.collate_pools(defect.pool_of(anchor, drawn))
+    name = f"out/{item['key']}"
+    text, region = batch.roles["text"][1], batch.roles["image"][1]
+    left, right = batch.pairs.unbind(1)
+    case.array(f"{name}/input_ids", text.input_ids)
+    case.array(f"{name}/position_ids", torch.arange(text.input_ids.shape[1])[None])
+    case.array(f"{name}/img_pos_feat", region.boxes)
+    case.array(f"{name}/img_feat_first8", region.features[:, :, :8].float())
+    case.array(f"{name}/img_feat_sum", region.features.double().sum(dim=2))
+    n_text, n_image = text.lengths[left], region.lengths[right]
+    width = text.input_ids.shape[1]
+    text_mask, region_mask = length_mask(n_text, width), length_mask(n_image, region.boxes.shape[1])
+    if layout == "plain":
+        columns = int((n_text + n_image).max())
+        real = length_mask(n_text + n_image, columns)
+        case.array(f"{name}/attn_masks", real.long())
+        position = torch.arange(columns)
+        correct = torch.where(position < n_text[:, None], position, position - n_text[:, None] + width)
+        correct = torch.where(real, correct, position)
+        recorded = f"{name}/gather_index_correct" if letter == "i" else f"{name}/gather_index"
+        case.array(recorded, correct)
+        if letter == "i":
+            index = batch.extras["joint_index"]
+            case.array(f"{name}/gather_index", torch.where(index >= 0, index, position))
+    else:
+        case.array(f"{name}/attn_masks", torch.cat([text_mask, region_mask], dim=1).long())
+        words = text_mask[:1].clone()
+        words[:, 0] = False
+        words[:, n_text[0] - 1] = False
+        case.array(f"{name}/txt_attn_masks", torch.cat([words, region_mask[:1] & False], dim=1).long())
+        case.array(f"{name}/img_attn_masks", torch.cat([words & False, region_mask[:1]], dim=1).long())

@@ -1,0 +1,234 @@
+"""Loading weights: own checkpoint folders, and published files by the name of their layout (DESIGN.md section 4)."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from crossmodal.errors import CheckpointError, ConfigError, nearest
+
+from .base import Model, registered
+from .uniter import Uniter
+
+Layout = Literal["crossmodal", "uniter", "bert"]
+
+# Stored twice in published files, once here: the word table and the image projection.
+TIED = {
+    "cls.predictions.decoder.weight": "uniter.embeddings.word_embeddings.weight",
+    "feat_regress.weight": "uniter.img_embeddings.img_linear.weight",
+}
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What a checkpoint gave: full parameter names. `str()` is the line for the log."""
+
+    matched: list[str] = field(default_factory=list)
+    new: list[str] = field(default_factory=list)
+    ignored: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        def some(names: list[str]) -> str:
+            return f" ({', '.join(names[:4])}{', ...' if len(names) > 4 else ''})" if names else ""
+
+        return (
+            f"{len(self.matched)} tensors matched, {len(self.new)} newly initialised{some(self.new)}, "
+            f"{len(self.ignored)} ignored{some(self.ignored)}"
+        )
+
+
+def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Model:
+    """A model from a checkpoint folder of crossmodal, in evaluation mode, its processor with it.
+
+    A run folder stands for its `best` checkpoint, or `last` where there is none.
+    Raises CheckpointError where the folder is not a checkpoint.
+    """
+    folder = find_checkpoint(Path(path))
+    description = json.loads((folder / "model.json").read_text())
+    if description["model"] not in registered():
+        raise CheckpointError(
+            f"{folder / 'model.json'} names the model {description['model']!r}; {nearest(description['model'], registered())}"
+        )
+    model = registered()[description["model"]](description["config"])
+    load_state(model, read_state(folder), where=folder)
+    from crossmodal.data.processors import FILE, UniterProcessor
+
+    if (folder / FILE).is_file():
+        model.processor = UniterProcessor.load(folder)
+    return model.to(device).eval()
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The checkpoint folder that `path` means: itself, or `best` or `last` inside it."""
+    for folder in (path, path / "best", path / "last"):
+        if (folder / "model.json").is_file():
+            return folder
+    what = "does not exist" if not path.exists() else "holds no model.json"
+    raise CheckpointError(f"{path} {what}; give a checkpoint folder, or the run folder that holds best/ or last/")
+
+
+def save(model: Model, folder: Path) -> None:
+    """Write model.json, model.safetensors and the processor into an existing folder."""
+    from safetensors.torch import save_file
+
+    (folder / "model.json").write_text(json.dumps({"model": model.name, "config": model.config_dict}, indent=2))
+    save_file({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}, folder / "model.safetensors")
+    if model.processor is not None:
+        model.processor.save(folder)
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """Tensors of a .safetensors or torch file (`weights_only`), or of the one that a folder holds.
+
+    Raises CheckpointError where there is none, or the file holds anything but tensors.
+    """
+    if path.is_dir():
+        for name in ("model.safetensors", "pytorch_model.bin", "model.pt"):
+            if (path / name).is_file():
+                path = path / name
+                break
+        else:
+            raise CheckpointError(f"{path} holds no model.safetensors, pytorch_model.bin or model.pt; check the path")
+    if not path.is_file():
+        raise CheckpointError(f"checkpoint {path} does not exist; check the path")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch and safetensors raise many kinds; each means: not readable as weights
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(f"{path} cannot be read as plain weights ({reason}); export its state dict again") from None
+    if isinstance(state, Mapping) and isinstance(state.get("model"), Mapping):
+        state = state["model"]
+    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise CheckpointError(f"{path} holds no plain state dict; export the model's state dict alone")
+    return dict(state)
+
+
+def guess_layout(state: Mapping[str, Tensor]) -> Layout:
+    """`uniter` where keys start with it, else `bert`. Raises CheckpointError where neither fits."""
+    keys = [key.removeprefix("module.") for key in state]
+    if any(key.startswith("uniter.") for key in keys):
+        return "uniter"
+    if any(key.startswith(("bert.", "embeddings.", "encoder.layer.")) for key in keys):
+        return "bert"
+    raise CheckpointError(
+        f"the layout of the checkpoint is not recognised (keys such as {next(iter(state), 'none')}); "
+        "name it with `layout: uniter` or `layout: bert`"
+    )
+
+
+def _renamed(state: Mapping[str, Tensor], layout: str) -> dict[str, Tensor]:
+    """Published key names as ours (spec section 2.5)."""
+    out: dict[str, Tensor] = {}
+    for key, value in state.items():
+        key = key.removeprefix("module.").replace("gamma", "weight").replace("beta", "bias")
+        if layout == "bert":
+            key = key.removeprefix("bert.")
+            if key.startswith(("embeddings.", "encoder.", "pooler.")):
+                key = "uniter." + key
+        out[key] = value
+    return out
+
+
+def load_state(
+    model: Model, state: Mapping[str, Tensor], *, layout: str | None = None, where: object = "the checkpoint"
+) -> LoadReport:
+    """Copy a state dict into the model; keys of `layout` are renamed (None: the model's own names).
+
+    Raises CheckpointError with every key whose shape disagrees; ConfigError for an unknown layout.
+    """
+    if layout not in (None, "crossmodal", "uniter", "bert"):
+        raise ConfigError(f"layout {layout!r} is unknown; {nearest(layout, ['crossmodal', 'uniter', 'bert'])}")
+    named = _renamed(state, layout) if layout in ("uniter", "bert") else dict(state)
+    own = model.state_dict()
+    wrong = [
+        f"{k} {tuple(v.shape)} instead of {tuple(own[k].shape)}"
+        for k, v in named.items()
+        if k in own and v.shape != own[k].shape
+    ]
+    if wrong:
+        raise CheckpointError(
+            f"{where} has other shapes than the model in {len(wrong)} tensors: {'; '.join(wrong)}; "
+            "use the model configuration that it was trained with"
+        )
+    matched = [k for k in named if k in own]
+    model.load_state_dict({k: named[k].to(own[k].dtype) for k in matched}, strict=False)
+    report = LoadReport(
+        matched, [k for k in own if k not in named], [k for k in named if k not in own and k not in TIED]
+    )
+    if isinstance(model, Uniter) and any(k.startswith("rank_output.") for k in report.new):
+        model.start_rank_head()
+    if not matched:
+        raise CheckpointError(f"{where} shares no tensor with the model; check the path and the layout")
+    return report
+
+
+def load_weights(model: Model, path: str | os.PathLike[str], layout: str | None = None) -> LoadReport:
+    """Load a checkpoint file or folder into the model; the layout is guessed where it is not named."""
+    path = Path(path)
+    own_folder = path.is_dir() and layout in (None, "crossmodal")
+    if own_folder:
+        path = find_checkpoint(path)
+    state = read_state(path)
+    chosen = layout or ("crossmodal" if own_folder else guess_layout(state))
+    return load_state(model, state, layout=chosen, where=path)
+
+
+def export_uniter(model: Uniter, path: Path) -> None:
+    """Write the published form: `torch.save` of a CPU state dict with UNITER's keys (spec section 14)."""
+    state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    if model.config.pretraining:
+        state |= {published: state[own] for published, own in TIED.items()}
+    write_whole(path, lambda temporary: torch.save(state, temporary))
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """A file that appears under its name only when it is complete: temporary name, synced, renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        write(temporary)
+        sync(temporary)
+        os.replace(temporary, path)
+        sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_folder(folder: Path, write: Callable[[Path], object]) -> None:
+    """The same for a folder, which replaces an older one of that name."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = folder.with_name(f".{folder.name}.partial")
+    older = folder.with_name(f".{folder.name}.old")
+    for leftover in (temporary, older):
+        shutil.rmtree(leftover, ignore_errors=True)
+    temporary.mkdir()
+    write(temporary)
+    for file in temporary.iterdir():
+        sync(file)
+    sync(temporary)
+    if folder.exists():
+        os.rename(folder, older)
+    os.rename(temporary, folder)
+    sync(folder.parent)
+    shutil.rmtree(older, ignore_errors=True)
+
+
+def sync(path: Path) -> None:
+    """Flush a file or folder to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,58 @@
+"""Schedules, pure functions of the step: the learning rate of an update, the annealed weight of a loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from crossmodal.errors import ConfigError, nearest
+
+LOWEST_RATE = 1e-8
+
+
+def warmup_linear(step: int, warmup: int, total: int) -> float:
+    """The factor of the learning rate at update `step` = 1, 2, ...
+
+    It rises from 0 to 1 over `warmup` updates, then falls linearly to 0 at `total`, and stays 0 after it.
+    """
+    if step < warmup:
+        return step / warmup
+    if step >= total:
+        return 0.0
+    return (total - step) / (total - warmup)
+
+
+def learning_rate(step: int, base: float, warmup: int, total: int) -> float:
+    """The learning rate of update `step` = 1, 2, ..., set before that update.
+
+    As published, a rate that would be 0 is 1e-8, so the last update still moves the weights a little.
+    """
+    rate = base * warmup_linear(step, warmup, total)
+    return rate if rate > 0 else LOWEST_RATE
+
+
+# Progress (completed updates / all updates) -> weight. Not clamped: progress above 1 goes on growing.
+_ANNEALING: dict[str, Callable[[Tensor], Tensor]] = {
+    "exp": lambda progress: torch.exp((progress - 1) * 5),
+    "linear": lambda progress: progress,
+    "log": lambda progress: 1 - torch.exp(-progress * 5),
+    "constant": torch.ones_like,
+}
+
+
+def anneal(name: str, step: int, total: int) -> float:
+    """The annealed weight of a loss after `step` completed updates (0 at the first) of `total`.
+
+    With x = step / total: `exp` is exp(5 (x - 1)), `linear` x, `log` 1 - exp(-5 x), `constant` 1. Computed in
+    float32, as the IAIS trainer does.
+
+    Raises:
+        ConfigError: an unknown name, or a `total` below 1.
+    """
+    if name not in _ANNEALING:
+        raise ConfigError(f"schedule {name!r} is not known; {nearest(name, _ANNEALING)}")
+    if total < 1:
+        raise ConfigError(f"schedule {name!r} runs over {total} updates; give at least 1")
+    return float(_ANNEALING[name](torch.tensor(step / total, dtype=torch.float32)))
