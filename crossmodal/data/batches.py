@@ -145,6 +145,12 @@ class Batch(_Tensors):
         count = len(self.roles[self.between[0]][1]) if self.pairs is None else len(self.pairs)
         return count // self.group
 
+    @property
+    def device(self) -> torch.device:
+        """Where the items' tensors are."""
+        _, items = next(iter(self.roles.values()))
+        return next(v.device for f in fields(items) if f.name not in _HOST and isinstance(v := getattr(items, f.name), Tensor))
+
     def keep(self, rows: Tensor, *, trim: bool = True) -> Batch:
         """Only these rows of `pairs`, (G, k) on the host, as groups of k; items in no pair are dropped.
 
@@ -162,5 +168,7 @@ class Batch(_Tensors):
             if role in ids:
                 ids[role] = [ids[role][i] for i in used.tolist()]
             columns.append(renumbered)
-        extras = {} if index is None else {"joint_index": index[rows.flatten().to(index.device)]}
+        extras = {"matched": (torch.arange(rows.shape[1]) == 0).long().expand(len(rows), -1).to(self.device)}
+        if index is not None:
+            extras["joint_index"] = index[rows.flatten().to(index.device)]
         return replace(self, roles=roles, ids=ids, pairs=torch.stack(columns, dim=1), group=rows.shape[1], extras=extras)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable
+from typing import Literal, Protocol
 
 import torch
 
@@ -10,6 +11,14 @@ from crossmodal.data.batches import Batch
 from crossmodal.errors import ConfigError
 from crossmodal.model.base import Model, inference
 from crossmodal.retrieve.scoring import TOKENS, score_pairs
+
+
+class Miner(Protocol):
+    """`adds` names the fields that a mined batch carries beside the roles."""
+
+    adds: frozenset[str]
+
+    def __call__(self, model: Model, batch: Batch) -> Batch: ...
 
 
 class Hardest:
@@ -57,7 +66,7 @@ class Hardest:
             return score_pairs(model.scorers[self.scorer], a, b, batch.pairs, tokens=self.tokens).view(-1, batch.group)
 
 
-MINERS = {"hardest": Hardest}
+MINERS: dict[str, Callable[..., Miner]] = {"hardest": Hardest}
 
 
 def with_index(batch: Batch, index: torch.Tensor) -> Batch:

@@ -28,7 +28,11 @@ from crossmodal.losses.transport import transport_distance, word_region_alignmen
 from crossmodal.model.transformer import Packing
 from crossmodal.model.checkpoints import load_state
 from crossmodal.model.uniter import ATTENTION_FIELDS, Uniter, join
+from crossmodal.train.engine import Engine
 from crossmodal.train.mining import Hardest, with_index
+from crossmodal.train.objectives import build_objectives
+from crossmodal.train.optim import build_optimizer, parameter_groups
+from crossmodal.train.recipe import parse_recipe
 from crossmodal.train.schedules import anneal
 
 from . import inputs
@@ -388,3 +392,50 @@ def _pool(case: Case, item: dict[str, Any], corpus: Corpus, processor: UniterPro
         words[:, n_text[0] - 1] = False
         case.array(f"{name}/txt_attn_masks", torch.cat([words, region_mask[:1] & False], dim=1).long())
         case.array(f"{name}/img_attn_masks", torch.cat([words & False, region_mask[:1]], dim=1).long())
+
+
+@kind("uniter_iais", "train_steps")
+def train_steps(case: Case) -> None:
+    """Whole updates through the engine: micro-steps, both streams, annealed weight, clip, rate, optimizer."""
+    hyper = case.hyper
+    model = Uniter({**case.config, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0})
+    start = {k: v for k, v in case.under("weights").items()}
+    model.to(next(iter(start.values())).dtype)
+    load_state(model, start)
+    size = hyper["train_batch_size"]
+
+    def stream(anchor: str, side: str) -> dict[str, Any]:
+        iais = {"use": "iais", "alignment": hyper["iais"], "side": side, "weight": {"schedule": "exp", "scale": size}}
+        return {
+            "data": {"use": "train", "anchor": anchor, "pool": hyper["pool"]},
+            "miner": {"use": "hardest", "keep": hyper["hard_size"]},
+            "losses": [{"use": "margin_ranking", "margin": hyper["margin"]}, *([iais] if hyper["iais"] else [])],
+        }
+
+    recipe = parse_recipe({
+        "steps": hyper["num_train_steps"], "batch": size, "accumulate": size,
+        "data": {"train": {"texts": "unused", "images": "unused"}},
+        "streams": [stream("image", "visual"), stream("text", "linguistic")],
+        "optimizer": {"lr": hyper["learning_rate"], "betas": hyper["betas"], "warmup": hyper["warmup_steps"],
+                      "clip": hyper["grad_norm"], "weight_decay": hyper["weight_decay"]},
+    })  # fmt: skip
+    objectives, _ = build_objectives(recipe, model)
+    groups = parameter_groups(model, weight_decay=hyper["weight_decay"])
+    optimizer = build_optimizer("published_adamw", groups, learning_rate=1.0, betas=hyper["betas"], eps=hyper["eps"])
+    engine = Engine(model, objectives, optimizer, recipe.optimizer, steps=recipe.steps)
+    log = case.json["log"]
+    for update in range(len(log) // size):
+        micro = range(update * size, (update + 1) * size)
+        batches = [[inputs.batch(case.under(f"in/micro{m}/{a}"), hyper["pool"]) for m in micro] for a in "it"]
+        ours = engine.update(update, batches)
+        for a, side in (("i", "0_image"), ("t", "1_text")):
+            recorded = [log[m][a] for m in micro]
+            case.equal(f"log/{update}/{a}/rank", ours[f"{side}/margin_ranking"], sum(r["rank_term"] for r in recorded))
+            if hyper["iais"]:
+                mean = sum(r["self_attn_loss"] for r in recorded) / size
+                case.equal(f"log/{update}/{a}/iais", ours[f"{side}/iais"], mean)
+        case.equal(f"log/{update}/loss", ours["loss"], sum(log[m][a]["loss"] for m in micro for a in "it"))
+        case.equal(f"log/{update}/lr", ours["lr"], log[micro[-1]]["lr"])
+        case.equal(f"log/{update}/grad_norm", ours["grad_norm"], log[micro[-1]]["grad_norm"])
+    for name, value in model.state_dict().items():
+        case.array(f"out/weights_after/{name}", value)

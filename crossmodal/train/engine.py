@@ -1,0 +1,150 @@
+"""One optimizer update from the micro-batches of its streams, the same for accumulation and for ranks.
+
+Losses are written for one process and return means. Here every mean is weighed by its number of units, so
+that an update sees the mean over all units of all micro-steps and ranks: N ranks with batch B give the
+gradients of one rank with batch N B, uneven batches included (DESIGN.md section 5).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from crossmodal.data.batches import Batch
+from crossmodal.model.base import Model
+
+from .distributed import OneProcess
+from .objectives import Objective
+from .recipe import OptimizerSpec
+from .schedules import learning_rate
+
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass
+class _Held:
+    """A stream's losses of one micro-batch whose unit counts are known only after the forward pass."""
+
+    terms: list[tuple[int, Tensor, float]]  # term number, sum over its units, weight
+
+
+class Engine:
+    """Holds model, objectives and optimizer; `update` does one step."""
+
+    def __init__(
+        self,
+        model: Model,
+        objectives: Sequence[Objective],
+        optimizer: torch.optim.Optimizer,
+        options: OptimizerSpec,
+        *,
+        steps: int,
+        precision: str = "fp32",
+        ranks: OneProcess | None = None,
+        modules: nn.ModuleList | None = None,
+    ) -> None:
+        self.model, self.objectives, self.optimizer, self.options = model, list(objectives), optimizer, options
+        self.steps, self.ranks = steps, ranks or OneProcess()
+        self.modules = modules or nn.ModuleList()
+        self.dtype = PRECISIONS[precision]
+        self.scaler = torch.amp.GradScaler(model.device.type, enabled=precision == "fp16")
+        self.terms = [(o, t) for o in self.objectives for t in o.terms]
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        return [*self.model.parameters(), *self.modules.parameters()]
+
+    def update(self, step: int, batches: Sequence[Sequence[Batch]]) -> dict[str, float]:
+        """Update `step` = 0, 1, ...: `batches[i]` are this rank's micro-batches of stream i, perhaps none.
+
+        Returns what is logged: the mean of every loss over the global batch under its tag, `loss` their
+        weighted sum, `lr` and `grad_norm` (before clipping).
+        """
+        totals = self._known_units(batches)
+        sums, counts = torch.zeros(len(self.terms), dtype=torch.float64), torch.zeros(len(self.terms), dtype=torch.float64)
+        held: list[_Held] = []
+        for micro in range(max((len(b) for b in batches), default=0)):
+            for number, stream in enumerate(batches):
+                if micro < len(stream):
+                    self._micro_step(step, number, stream[micro], totals, sums, counts, held)
+        both = self.ranks.all_reduce(torch.cat([sums, counts])).cpu()
+        sums, counts = both[: len(self.terms)], both[len(self.terms) :]
+        for stream_losses in held:
+            parts = [w * s / counts[i].item() for i, s, w in stream_losses.terms if counts[i] > 0]
+            if parts:
+                self.scaler.scale(torch.stack(parts).sum()).backward()
+        logged = self._log(step, sums, counts)
+        logged["grad_norm"] = self._apply(step)
+        logged["lr"] = float(self.optimizer.param_groups[0]["lr"])
+        return logged
+
+    def _known_units(self, batches: Sequence[Sequence[Batch]]) -> list[float]:
+        """Groups of every stream over all micro-steps and ranks."""
+        units = torch.tensor([float(sum(b.groups for b in stream)) for stream in batches], dtype=torch.float64)
+        return self.ranks.all_reduce(units).tolist()
+
+    def _micro_step(
+        self,
+        step: int,
+        number: int,
+        batch: Batch,
+        totals: Sequence[float],
+        sums: Tensor,
+        counts: Tensor,
+        held: list[_Held],
+    ) -> None:
+        objective = self.objectives[number]
+        batch = batch.to(self.model.device)
+        if objective.miner is not None:
+            with self._autocast():
+                batch = objective.miner(self.model, batch)
+        with self._autocast():
+            fields = {**batch.extras, **self.model(batch, objective.wants)}
+        first = next(i for i, (o, _) in enumerate(self.terms) if o is objective)
+        parts: list[tuple[int, Tensor, float]] = []
+        later = False
+        for i, term in enumerate(objective.terms, start=first):
+            mean, own_count = term(fields)
+            count = batch.groups if own_count is None else own_count
+            later |= own_count is not None
+            parts.append((i, mean * count, term.weight_at(step, self.steps)))
+            sums[i] += float(mean.detach()) * count
+            counts[i] += count
+        if later:
+            held.append(_Held(parts))
+        else:
+            loss = torch.stack([weight * total for _, total, weight in parts]).sum() / totals[number]
+            self.scaler.scale(loss).backward()
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        return nullcontext() if self.dtype is None else torch.autocast(self.model.device.type, self.dtype)
+
+    def _apply(self, step: int) -> float:
+        """Sum gradients over ranks, clip, set the rate of this update, step."""
+        parameters = self.parameters
+        self.ranks.sum_gradients(parameters)
+        self.scaler.unscale_(self.optimizer)
+        given = [p for p in parameters if p.grad is not None]
+        norm = nn.utils.get_total_norm([p.grad for p in given if p.grad is not None])
+        if self.options.clip >= 0:
+            nn.utils.clip_grads_with_norm_(given, self.options.clip, norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(step + 1, self.options.lr, self.options.warmup, self.steps)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        return float(norm)
+
+    def _log(self, step: int, sums: Tensor, counts: Tensor) -> dict[str, float]:
+        """Means by tag; terms under one tag are averaged, the total is weighted as the gradients were."""
+        by_tag: dict[str, list[float]] = {}
+        total = 0.0
+        for (_, term), value, count in zip(self.terms, sums.tolist(), counts.tolist(), strict=True):
+            if count:
+                by_tag.setdefault(term.tag, []).append(value / count)
+                total += term.weight_at(step, self.steps) * value / count
+        return {"loss": total, **{tag: sum(v) / len(v) for tag, v in by_tag.items()}}

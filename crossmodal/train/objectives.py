@@ -1,0 +1,137 @@
+"""From the recipe's streams to callable objectives, checked before any data is read."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from crossmodal import losses
+from crossmodal.data.datasets import DATASETS
+from crossmodal.errors import ConfigError, nearest
+from crossmodal.model.base import Model, registered
+
+from .mining import MINERS, Miner
+from .recipe import LossSpec, Recipe, StreamSpec, Weight
+from .schedules import anneal
+
+
+@dataclass(frozen=True)
+class Term:
+    """One loss of a stream: `call` takes the fields in `reads`' order."""
+
+    tag: str
+    reads: tuple[str, ...]
+    call: Callable[..., Any]
+    weight: Weight
+
+    def __call__(self, fields: Mapping[str, Tensor]) -> tuple[Tensor, int | None]:
+        """The loss's mean, and its own count of units where it gives one."""
+        value = self.call(*(fields[name] for name in self.reads))
+        return value if isinstance(value, tuple) else (value, None)
+
+    def weight_at(self, step: int, total: int) -> float:
+        return self.weight.scale * anneal(self.weight.schedule, step, total)
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A stream's miner and losses. `wants` are the fields that the model must give."""
+
+    name: str
+    terms: tuple[Term, ...]
+    miner: Miner | None
+    wants: frozenset[str]
+
+
+def build_objectives(recipe: Recipe, model: Model) -> tuple[list[Objective], nn.ModuleList]:
+    """The objectives of a recipe, and the losses among them that are modules (with parameters or state).
+
+    Raises ConfigError with every loss, option or field that does not fit.
+    """
+    wrong: list[str] = []
+    objectives = [
+        _objective(stream, name, f"streams.{i}", model, wrong)
+        for i, (stream, name) in enumerate(zip(recipe.streams, recipe.stream_names(), strict=True))
+    ]
+    if wrong:
+        raise ConfigError("the recipe cannot be trained:\n  " + "\n  ".join(wrong))
+    modules = nn.ModuleList(t.call for o in objectives for t in o.terms if isinstance(t.call, nn.Module))
+    return objectives, modules
+
+
+def _objective(stream: StreamSpec, name: str, where: str, model: Model, wrong: list[str]) -> Objective:
+    added: set[str] = set()
+    dataset = _named(DATASETS, stream.data.draw, f"{where}.data.draw", "dataset", wrong)
+    if dataset is not None:
+        _check_options(dataset, stream.data.options, f"{where}.data", wrong, exclude=("seed", "stream"))
+        added |= dataset.adds
+    miner = None
+    if stream.miner is not None:
+        made = _named(MINERS, stream.miner.use, f"{where}.miner.use", "miner", wrong)
+        if made is not None and not _check_options(made, stream.miner.options, f"{where}.miner", wrong):
+            miner = made(**stream.miner.options)
+            added = set(miner.adds)
+    terms = [
+        term
+        for i, spec in enumerate(stream.losses)
+        if (term := _term(spec, name, f"{where}.losses.{i}", model, added, wrong)) is not None
+    ]
+    wants = frozenset(field for term in terms for field in term.reads if field in model.fields)
+    return Objective(name, tuple(terms), miner, wants)
+
+
+def _term(spec: LossSpec, stream: str, where: str, model: Model, added: set[str], wrong: list[str]) -> Term | None:
+    if spec.use not in losses.names():
+        wrong.append(f"{where}.use: no loss is called {spec.use!r}; {nearest(spec.use, losses.names())}")
+        return None
+    signature = losses.signature(spec.use)
+    mapping = {k: v for k, v in spec.options.items() if k in signature.fields}
+    options = {k: v for k, v in spec.options.items() if k not in signature.fields}
+    for key in options.keys() - signature.options.keys():
+        known = [*signature.options, *signature.fields, "weight", "tag"]
+        wrong.append(f"{where}: the loss {spec.use} has no option {key!r}; {nearest(key, known)}")
+    reads = tuple(mapping.get(name, name) for name in signature.fields)
+    missing = [name for name in reads if name not in model.fields and name not in added]
+    for name in missing:
+        givers = [m for m, cls in registered().items() if name in getattr(cls, "all_fields", ())]
+        fed = ", ".join(feedable(model, added)) or "none"
+        wrong.append(
+            f"{where}: the loss {spec.use} needs the field {name!r}, which neither {model.name} nor this stream's data "
+            f"and miner give (models that give it: {', '.join(givers) or 'none'}); losses that can be fed here: {fed}"
+        )
+    if missing or options.keys() - signature.options.keys():
+        return None
+    try:
+        call = losses.build(spec.use, **options)
+    except (TypeError, ValueError) as error:
+        wrong.append(f"{where}: the loss {spec.use} refuses its options ({error})")
+        return None
+    return Term(spec.tag or f"{stream}/{spec.use}", reads, call, spec.weight)
+
+
+def feedable(model: Model, added: Iterable[str] = ("matched",)) -> list[str]:
+    """The losses whose fields the model, with what data and miner add, can give."""
+    given = {*model.fields, *added}
+    return [name for name in losses.names() if losses.signature(name).fields.keys() <= given]
+
+
+def _named(table: Mapping[str, Any], name: str, where: str, what: str, wrong: list[str]) -> Any:
+    if name not in table:
+        wrong.append(f"{where}: no {what} is called {name!r}; {nearest(name, table)}")
+        return None
+    return table[name]
+
+
+def _check_options(
+    made: Callable[..., Any], options: Mapping[str, Any], where: str, wrong: list[str], exclude: tuple[str, ...] = ()
+) -> bool:
+    """Note every option that the constructor does not take; whether there was one."""
+    known = [p.name for p in inspect.signature(made).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    known = [name for name in known if name not in exclude]
+    unknown = [key for key in options if key not in known]
+    wrong += [f"{where}: unknown option {key!r}; {nearest(key, known)}" for key in unknown]
+    return bool(unknown)
