@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, TypeVar, Union
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -118,7 +118,7 @@ class Pixels(_Tensors):
         return len(self.values)
 
 
-Items = Union[Texts, Regions, Pixels, Vectors]
+Items = Texts | Regions | Pixels | Vectors
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,15 @@ class Batch(_Tensors):
     def device(self) -> torch.device:
         """Where the items' tensors are."""
         _, items = next(iter(self.roles.values()))
-        return next(v.device for f in fields(items) if f.name not in _HOST and isinstance(v := getattr(items, f.name), Tensor))
+        return next(
+            v.device for f in fields(items) if f.name not in _HOST and isinstance(v := getattr(items, f.name), Tensor)
+        )
+
+    def pair_lengths(self) -> tuple[Tensor, Tensor]:
+        """(P,) tokens or regions of each pair's two items, on the host."""
+        assert self.pairs is not None
+        lengths = [getattr(self.roles[role][1], "lengths")[self.pairs[:, i]] for i, role in enumerate(self.between)]  # noqa: B009
+        return lengths[0], lengths[1]
 
     def keep(self, rows: Tensor, *, trim: bool = True) -> Batch:
         """Only these rows of `pairs`, (G, k) on the host, as groups of k; items in no pair are dropped.
@@ -171,4 +179,6 @@ class Batch(_Tensors):
         extras = {"matched": (torch.arange(rows.shape[1]) == 0).long().expand(len(rows), -1).to(self.device)}
         if index is not None:
             extras["joint_index"] = index[rows.flatten().to(index.device)]
-        return replace(self, roles=roles, ids=ids, pairs=torch.stack(columns, dim=1), group=rows.shape[1], extras=extras)
+        return replace(
+            self, roles=roles, ids=ids, pairs=torch.stack(columns, dim=1), group=rows.shape[1], extras=extras
+        )

@@ -80,9 +80,7 @@ class Corpus:
         for start in range(0, len(keys), size):
             chosen = keys[start : start + size]
             part = self.parts
-            yield processor(
-                side, [part[p].text(k) if side == "text" else part[p].image(k) for p, k in chosen]
-            )
+            yield processor(side, [part[p].text(k) if side == "text" else part[p].image(k) for p, k in chosen])
 
 
 def open_corpus(
@@ -108,9 +106,7 @@ def open_corpus(
             f"{len(texts)} text databases go with {len(images)} region databases; give one for all or one for each"
         )
     opened = [
-        open_regions(
-            path, conf_th=conf_th, max_bb=max_bb, min_bb=min_bb, num_bb=num_bb, compressed=compressed
-        )
+        open_regions(path, conf_th=conf_th, max_bb=max_bb, min_bb=min_bb, num_bb=num_bb, compressed=compressed)
         for path in images
     ]
     if len(opened) == 1:

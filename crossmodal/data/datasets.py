@@ -129,8 +129,7 @@ class Pools(_Anchored):
 
 def last_text_offset(batch: Batch) -> Tensor:
     """The published index: regions are looked for after the length of the *last* caption of the pool, (P,L)."""
-    assert batch.pairs is not None
-    n_text, n_image = (batch.roles[role][1].lengths[column] for role, column in zip(batch.between, batch.pairs.T, strict=True))  # type: ignore[union-attr, index]  # fmt: skip
+    n_text, n_image = batch.pair_lengths()
     position = torch.arange(int((n_text + n_image).max()))
     in_text, in_pair = position < n_text[:, None], position < (n_text + n_image)[:, None]
     index = torch.where(in_text, position, position - n_text[:, None] + n_text[-1])
@@ -143,7 +142,13 @@ class Triples(_Anchored):
     adds = frozenset({"matched"})
 
     def __init__(
-        self, corpus: Corpus, processor: UniterProcessor, *, negatives: int = 1, seed: int = 0, stream: str = "0"
+        self,
+        corpus: Corpus,
+        processor: UniterProcessor,
+        *,
+        negatives: int = 1,
+        seed: int = 0,
+        stream: str = "0",
     ) -> None:
         super().__init__(corpus, processor, seed=seed, stream=stream)
         self.negatives = negatives
@@ -169,7 +174,13 @@ class MaskedWords(_Anchored):
     adds = frozenset({"matched", "masked_words", "word_targets"})
 
     def __init__(
-        self, corpus: Corpus, processor: UniterProcessor, *, probability: float = 0.15, seed: int = 0, stream: str = "0"
+        self,
+        corpus: Corpus,
+        processor: UniterProcessor,
+        *,
+        probability: float = 0.15,
+        seed: int = 0,
+        stream: str = "0",
     ) -> None:
         super().__init__(corpus, processor, seed=seed, stream=stream)
         self.probability = probability
@@ -189,7 +200,12 @@ class MaskedWords(_Anchored):
 
 
 def hide_words(
-    ids: Tensor, masked: Tensor, length: int, processor: UniterProcessor, probability: float, draw: random.Random
+    ids: Tensor,
+    masked: Tensor,
+    length: int,
+    processor: UniterProcessor,
+    probability: float,
+    draw: random.Random,
 ) -> None:
     """Hide words of one caption in place: ids (T,) int64, masked (T,) bool; specials stay."""
     for t in range(1, length - 1):
@@ -205,4 +221,8 @@ def hide_words(
         ids[1] = processor.mask
 
 
-DATASETS: dict[str, Callable[..., Dataset]] = {"pools": Pools, "triples": Triples, "masked_words": MaskedWords}
+DATASETS: dict[str, Callable[..., Dataset]] = {
+    "pools": Pools,
+    "triples": Triples,
+    "masked_words": MaskedWords,
+}

@@ -55,30 +55,22 @@ def score_corpus(
 ) -> Scored:
     """The score matrix of a corpus. Under several ranks each scores every `size`-th caption, and all get all."""
     if not len(corpus):
-        raise DataError(
-            "the corpus holds no captions after its filters; raise max_text or check the databases"
-        )
+        raise DataError("the corpus holds no captions after its filters; raise max_text or check the databases")
     rank, size = (ranks.rank, ranks.size) if ranks else (0, 1)
     rows = slice(rank, None, size)
     with inference(model):
         a, b = encode_corpus(model, corpus, rows)
         chosen = model.scorers[scorer or next(iter(model.scorers))]
-        with tqdm(
-            total=len(a) * len(b), unit="pair", unit_scale=True, disable=not progress or rank > 0
-        ) as bar:
+        with tqdm(total=len(a) * len(b), unit="pair", unit_scale=True, disable=not progress or rank > 0) as bar:
             scores = (
-                score_matrix(chosen, a, b, tokens=tokens, progress=bar.update)
-                if len(a)
-                else torch.zeros(0, len(b))
+                score_matrix(chosen, a, b, tokens=tokens, progress=bar.update) if len(a) else torch.zeros(0, len(b))
             )
     if ranks and size > 1:
         gathered = ranks.all_gather_rows(scores).cpu()
         numbers = torch.arange(len(corpus))
         order = torch.cat([numbers[r::size] for r in range(size)]).argsort()
         scores = gathered[order]
-    return Scored(
-        scores, [k for _, k in corpus.text_keys], [k for _, k in corpus.image_keys], corpus.image_of_texts()
-    )
+    return Scored(scores, [k for _, k in corpus.text_keys], [k for _, k in corpus.image_keys], corpus.image_of_texts())
 
 
 def fixed_galleries(texts: TextDB, size: int) -> list[list[str]]:
@@ -90,9 +82,7 @@ def fixed_galleries(texts: TextDB, size: int) -> list[list[str]]:
     if len(images) < size:
         raise DataError(f"a gallery of {size} needs as many images, {texts.path} has {len(images)}; lower it")
     place = {image: i for i, image in enumerate(images)}
-    return [
-        [images[(place[texts.image_of[text]] + k) % len(images)] for k in range(size)] for text in texts.ids
-    ]
+    return [[images[(place[texts.image_of[text]] + k) % len(images)] for k in range(size)] for text in texts.ids]
 
 
 def fixed_gallery_recall(
@@ -113,8 +103,6 @@ def fixed_gallery_recall(
     with inference(model):
         a, b = encode_corpus(model, corpus)
         scorer = next(iter(model.scorers.values()))
-        scores = score_pairs(scorer, a, b, torch.tensor(pairs), tokens=tokens, progress=progress).view(
-            -1, size
-        )
+        scores = score_pairs(scorer, a, b, torch.tensor(pairs), tokens=tokens, progress=progress).view(-1, size)
     better = (scores[:, 1:] > scores[:, :1]).sum(dim=1)
     return {f"recall_{k}": float((better < k).double().mean()) for k in (1, 5, 10)}

@@ -68,7 +68,13 @@ def iais_terms(
 
 
 def _one_side(
-    own: Tensor, other: Tensor, across: Tensor, back: Tensor, counts: Tensor, other_counts: Tensor, alignment: Alignment
+    own: Tensor,
+    other: Tensor,
+    across: Tensor,
+    back: Tensor,
+    counts: Tensor,
+    other_counts: Tensor,
+    alignment: Alignment,
 ) -> Tensor:
     """R of one modality: own (G,N,N), other (G,M,M), across (G,N,M), back (G,M,N) -> (G,)."""
     valid = torch.arange(own.shape[1], device=own.device) < counts[:, None]  # (G,N)

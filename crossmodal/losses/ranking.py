@@ -17,8 +17,10 @@ def margin_ranking(rank_scores: Groups, *, margin: float = 0.2) -> Tensor:
 
     rank_scores: (G, 1+K) raw logits, the positive first. A group without negatives adds 0.
     """
-    return margin_ranking_terms(rank_scores, margin=margin).mean() if rank_scores.shape[1] > 1 else (
-        0.0 * rank_scores.sum()
+    return (
+        margin_ranking_terms(rank_scores, margin=margin).mean()
+        if rank_scores.shape[1] > 1
+        else (0.0 * rank_scores.sum())
     )
 
 

@@ -61,8 +61,8 @@ class Signature:
 
 def signature(name: str) -> Signature:
     """The contract of a registered loss, read from its own signature."""
-    loss = get(name)
-    called = loss.forward if isinstance(loss, type) else loss
+    loss: Any = get(name)
+    called = loss.forward if isinstance(loss, type) and issubclass(loss, nn.Module) else loss
     fields: dict[str, str] = {}
     options: dict[str, Any] = {}
     for p in inspect.signature(called).parameters.values():

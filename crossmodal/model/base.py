@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -114,8 +114,9 @@ class Model(nn.Module):
     """Base of every system. Subclasses say what they encode (`sides`), give (`fields`) and score (`scorers`)."""
 
     name: str
-    sides: Mapping[str, type[Any]]
-    fields: Mapping[str, Field]
+    sides: ClassVar[Mapping[str, type[Any]]]
+    all_fields: ClassVar[Mapping[str, str]]  # name -> what it is, for every configuration
+    fields: Mapping[str, Field]  # those of this configuration
     processor: Any = None
 
     @property
@@ -161,7 +162,7 @@ def inference(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-_MODELS: dict[str, Callable[..., Model]] = {}
+_MODELS: dict[str, type[Model]] = {}
 
 
 def register(name: str) -> Callable[[type[Model]], type[Model]]:
@@ -177,5 +178,5 @@ def register(name: str) -> Callable[[type[Model]], type[Model]]:
     return decorate
 
 
-def registered() -> Mapping[str, Callable[..., Model]]:
+def registered() -> Mapping[str, type[Model]]:
     return dict(_MODELS)

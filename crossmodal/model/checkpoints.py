@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from crossmodal.errors import CheckpointError, ConfigError, nearest
+from crossmodal.files import write_whole
 
 from .base import Model, registered
 from .uniter import Uniter
@@ -55,7 +55,8 @@ def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Mo
     description = json.loads((folder / "model.json").read_text())
     if description["model"] not in registered():
         raise CheckpointError(
-            f"{folder / 'model.json'} names the model {description['model']!r}; {nearest(description['model'], registered())}"
+            f"{folder / 'model.json'} names the model {description['model']!r}; "
+            f"{nearest(description['model'], registered())}"
         )
     model = registered()[description["model"]](description["config"])
     load_state(model, read_state(folder), where=folder)
@@ -80,7 +81,10 @@ def save(model: Model, folder: Path) -> None:
     from safetensors.torch import save_file
 
     (folder / "model.json").write_text(json.dumps({"model": model.name, "config": model.config_dict}, indent=2))
-    save_file({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}, folder / "model.safetensors")
+    save_file(
+        {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()},
+        folder / "model.safetensors",
+    )
     if model.processor is not None:
         model.processor.save(folder)
 
@@ -107,7 +111,9 @@ def read_state(path: Path) -> dict[str, Tensor]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch and safetensors raise many kinds; each means: not readable as weights
         reason = str(error).splitlines()[0]
-        raise CheckpointError(f"{path} cannot be read as plain weights ({reason}); export its state dict again") from None
+        raise CheckpointError(
+            f"{path} cannot be read as plain weights ({reason}); export its state dict again"
+        ) from None
     if isinstance(state, Mapping) and isinstance(state.get("model"), Mapping):
         state = state["model"]
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
@@ -191,44 +197,3 @@ def export_uniter(model: Uniter, path: Path) -> None:
     if model.config.pretraining:
         state |= {published: state[own] for published, own in TIED.items()}
     write_whole(path, lambda temporary: torch.save(state, temporary))
-
-
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """A file that appears under its name only when it is complete: temporary name, synced, renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        write(temporary)
-        sync(temporary)
-        os.replace(temporary, path)
-        sync(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_folder(folder: Path, write: Callable[[Path], object]) -> None:
-    """The same for a folder, which replaces an older one of that name."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = folder.with_name(f".{folder.name}.partial")
-    older = folder.with_name(f".{folder.name}.old")
-    for leftover in (temporary, older):
-        shutil.rmtree(leftover, ignore_errors=True)
-    temporary.mkdir()
-    write(temporary)
-    for file in temporary.iterdir():
-        sync(file)
-    sync(temporary)
-    if folder.exists():
-        os.rename(folder, older)
-    os.rename(temporary, folder)
-    sync(folder.parent)
-    shutil.rmtree(older, ignore_errors=True)
-
-
-def sync(path: Path) -> None:
-    """Flush a file or folder to the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -59,7 +59,12 @@ class Packing:
             ragged = not bool(real.all())
             kept = real.flatten().nonzero().flatten()
             groups.append(
-                Group(start, stop, rows.to(device), *((real.to(device), kept.to(device)) if ragged else (None, None)))
+                Group(
+                    start,
+                    stop,
+                    rows.to(device),
+                    *((real.to(device), kept.to(device)) if ragged else (None, None)),
+                )
             )
         return Packing(lengths, first.to(device), tuple(groups))
 
@@ -209,7 +214,7 @@ class Encoder(nn.Module):
 
     def below_last(self, x: Tensor, packing: Packing) -> Tensor:
         """The input of the last layer, (N,D): where the attention blocks of IAIS are taken."""
-        for layer in self.layer[:-1]:
+        for layer in list(self.layer)[:-1]:
             x = layer(x, packing)
         return x
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -213,7 +213,8 @@ def join(a: Encoded, b: Encoded, pairs: Tensor, index: Tensor | None = None) -> 
 class Uniter(Model):
     """UNITER with a rank head; scorer `itm`. With `pretraining: true` also the published pre-training heads."""
 
-    sides = {"text": Texts, "image": Regions}
+    sides: ClassVar[Mapping[str, type[Any]]] = {"text": Texts, "image": Regions}
+    all_fields: ClassVar[Mapping[str, str]] = {**FIELDS, **PRETRAINING_FIELDS}
 
     def __init__(self, config: UniterConfig | Mapping[str, Any]) -> None:
         super().__init__()
@@ -350,7 +351,7 @@ def _full_width(texts: Texts, regions: Regions) -> tuple[Texts, Regions]:
 class ItmScorer:
     """The raw rank logit of a pair: the whole joint transformer, [CLS] row only in the last layer."""
 
-    reads = ("tokens",)
+    reads: tuple[str, ...] = ("tokens",)
 
     def __init__(self, model: Uniter) -> None:
         self.model = model

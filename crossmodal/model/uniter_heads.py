@@ -67,7 +67,10 @@ class ClassHead(nn.Module):
     def __init__(self, width: int, classes: int) -> None:
         super().__init__()
         self.net = nn.Sequential(
-            nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width, eps=LAYER_NORM_EPS), nn.Linear(width, classes)
+            nn.Linear(width, width),
+            nn.GELU(),
+            nn.LayerNorm(width, eps=LAYER_NORM_EPS),
+            nn.Linear(width, classes),
         )
 
     def forward(self, h: Tensor) -> Tensor:

@@ -26,7 +26,13 @@ def encode_all(model: Model, side: str, batches: Iterable[Items]) -> Encoded:
 
 
 def score_pairs(
-    scorer: Scorer, a: Encoded, b: Encoded, pairs: Tensor, *, tokens: int = TOKENS, progress: Progress | None = None
+    scorer: Scorer,
+    a: Encoded,
+    b: Encoded,
+    pairs: Tensor,
+    *,
+    tokens: int = TOKENS,
+    progress: Progress | None = None,
 ) -> Tensor:
     """Scores (P,) of pairs (P,2) of host indices into a and b."""
     lengths = a.lengths[pairs[:, 0]] + b.lengths[pairs[:, 1]]

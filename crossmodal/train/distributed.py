@@ -29,6 +29,10 @@ class OneProcess:
         """Rank 0's value, on every rank: plain containers, numbers and strings."""
         return value
 
+    def gather_objects(self, value: Any) -> list[Any]:
+        """Every rank's value, in rank order."""
+        return [value]
+
     def all_gather_rows(self, x: Tensor) -> Tensor:
         """The rows of every rank in rank order; ranks may have different numbers of rows."""
         return x
@@ -65,6 +69,11 @@ class TorchDistributed(OneProcess):
         box = [value]
         td.broadcast_object_list(box, src=0)
         return box[0]
+
+    def gather_objects(self, value: Any) -> list[Any]:
+        box: list[Any] = [None] * self.size
+        td.all_gather_object(box, value)
+        return box
 
     def all_gather_rows(self, x: Tensor) -> Tensor:
         x = x.to(self.device)

@@ -47,7 +47,12 @@ class Engine:
         ranks: OneProcess | None = None,
         modules: nn.ModuleList | None = None,
     ) -> None:
-        self.model, self.objectives, self.optimizer, self.options = model, list(objectives), optimizer, options
+        self.model, self.objectives, self.optimizer, self.options = (
+            model,
+            list(objectives),
+            optimizer,
+            options,
+        )
         self.steps, self.ranks = steps, ranks or OneProcess()
         self.modules = modules or nn.ModuleList()
         self.dtype = PRECISIONS[precision]
@@ -65,7 +70,10 @@ class Engine:
         weighted sum, `lr` and `grad_norm` (before clipping).
         """
         totals = self._known_units(batches)
-        sums, counts = torch.zeros(len(self.terms), dtype=torch.float64), torch.zeros(len(self.terms), dtype=torch.float64)
+        sums, counts = (
+            torch.zeros(len(self.terms), dtype=torch.float64),
+            torch.zeros(len(self.terms), dtype=torch.float64),
+        )
         held: list[_Held] = []
         for micro in range(max((len(b) for b in batches), default=0)):
             for number, stream in enumerate(batches):

@@ -59,6 +59,7 @@ class Hardest:
 
     def score(self, model: Model, batch: Batch) -> torch.Tensor:
         """Scores (G, pool) of every pair, without gradients."""
+        assert batch.pairs is not None
         with inference(model):
             if "joint_index" in batch.extras:
                 return model(batch, {"rank_scores"})["rank_scores"]
@@ -71,13 +72,18 @@ MINERS: dict[str, Callable[..., Miner]] = {"hardest": Hardest}
 
 def with_index(batch: Batch, index: torch.Tensor) -> Batch:
     """The batch with an explicit index into concat(padded text, padded regions), (P,L), -1 for none."""
-    return Batch(batch.roles, batch.pairs, batch.group, batch.ids, {**batch.extras, "joint_index": index}, batch.between)
+    return Batch(
+        batch.roles,
+        batch.pairs,
+        batch.group,
+        batch.ids,
+        {**batch.extras, "joint_index": index},
+        batch.between,
+    )
 
 
 def _without_gaps(batch: Batch) -> torch.Tensor:
     """The first (text + regions) columns of each pair's padded concatenation, (P,L)."""
-    assert batch.pairs is not None
-    lengths = sum(batch.roles[role][1].lengths[batch.pairs[:, i]] for i, role in enumerate(batch.between))  # type: ignore[union-attr]
-    assert isinstance(lengths, torch.Tensor)
+    lengths = torch.stack(batch.pair_lengths()).sum(dim=0)
     position = torch.arange(int(lengths.max()))
     return torch.where(position < lengths[:, None], position, -1)

@@ -97,7 +97,7 @@ def _term(spec: LossSpec, stream: str, where: str, model: Model, added: set[str]
     reads = tuple(mapping.get(name, name) for name in signature.fields)
     missing = [name for name in reads if name not in model.fields and name not in added]
     for name in missing:
-        givers = [m for m, cls in registered().items() if name in getattr(cls, "all_fields", ())]
+        givers = [m for m, cls in registered().items() if name in cls.all_fields]
         fed = ", ".join(feedable(model, added)) or "none"
         wrong.append(
             f"{where}: the loss {spec.use} needs the field {name!r}, which neither {model.name} nor this stream's data "
@@ -127,7 +127,11 @@ def _named(table: Mapping[str, Any], name: str, where: str, what: str, wrong: li
 
 
 def _check_options(
-    made: Callable[..., Any], options: Mapping[str, Any], where: str, wrong: list[str], exclude: tuple[str, ...] = ()
+    made: Callable[..., Any],
+    options: Mapping[str, Any],
+    where: str,
+    wrong: list[str],
+    exclude: tuple[str, ...] = (),
 ) -> bool:
     """Note every option that the constructor does not take; whether there was one."""
     known = [p.name for p in inspect.signature(made).parameters.values() if p.kind is p.KEYWORD_ONLY]

@@ -176,11 +176,11 @@ def load_recipe(source: str | Path, overrides: Iterable[str] = ()) -> Recipe:
 
 
 def parse_recipe(values: Mapping[str, Any], overrides: Iterable[str] = (), where: str = "the recipe") -> Recipe:
-    values = json.loads(json.dumps(values))
+    changed: dict[str, Any] = json.loads(json.dumps(values))
     for override in overrides:
-        _set(values, override)
+        _set(changed, override)
     try:
-        return Recipe(**values)
+        return Recipe(**changed)
     except ValidationError as error:
         lines = [line for e in error.errors() for line in _explain(e)]
         raise ConfigError(f"{where} cannot be used:\n  " + "\n  ".join(lines)) from None
@@ -196,7 +196,10 @@ def read_config(source: str | Path) -> dict[str, Any]:
         shipped = {Path(f.name).stem: f for f in resources.files("crossmodal.configs").iterdir()
                    if f.name.endswith((".yaml", ".json"))}  # fmt: skip
         if path.stem not in shipped or path.parent.name not in ("", "configs"):
-            raise ConfigError(f"there is no configuration {str(source)!r}: not a file, and of the shipped ones, {nearest(path.stem, shipped)}")
+            raise ConfigError(
+                f"there is no configuration {str(source)!r}: it is no file, and of the shipped ones, "
+                f"{nearest(path.stem, shipped)}"
+            )
         text = shipped[path.stem].read_text()
     else:
         text = path.read_text()

@@ -25,8 +25,8 @@ from crossmodal.losses.pretraining import (
 )
 from crossmodal.losses.ranking import margin_ranking, margin_ranking_terms
 from crossmodal.losses.transport import transport_distance, word_region_alignment
-from crossmodal.model.transformer import Packing
 from crossmodal.model.checkpoints import load_state
+from crossmodal.model.transformer import Packing
 from crossmodal.model.uniter import ATTENTION_FIELDS, Uniter, join
 from crossmodal.train.engine import Engine
 from crossmodal.train.mining import Hardest, with_index
@@ -55,11 +55,19 @@ def forward(case: Case) -> None:
         x, packing, place = joint.x, joint.packing, joint.place
     elif "input_ids" in given:
         a = model.encode("text", Texts(given["input_ids"], given["txt_lens"]))
-        x, packing, place = a.rows["tokens"], Packing.of(a.lengths, 1, torch.device("cpu")), torch.arange(len(a))
+        x, packing, place = (
+            a.rows["tokens"],
+            Packing.of(a.lengths, 1, torch.device("cpu")),
+            torch.arange(len(a)),
+        )
     else:
         regions = Regions(given["img_feat"], given["img_pos_feat"], given["num_bbs"], masked=given.get("img_masks"))
         b = model.encode("image", regions)
-        x, packing, place = b.rows["tokens"], Packing.of(b.lengths, 1, torch.device("cpu")), torch.arange(len(b))
+        x, packing, place = (
+            b.rows["tokens"],
+            Packing.of(b.lengths, 1, torch.device("cpu")),
+            torch.arange(len(b)),
+        )
 
     starts = (packing.lengths.cumsum(0) - packing.lengths)[place]
     case.array("out/embedding", inputs.padded(x, starts, mask), where=mask)
@@ -405,11 +413,19 @@ def train_steps(case: Case) -> None:
     size = hyper["train_batch_size"]
 
     def stream(anchor: str, side: str) -> dict[str, Any]:
-        iais = {"use": "iais", "alignment": hyper["iais"], "side": side, "weight": {"schedule": "exp", "scale": size}}
+        iais = {
+            "use": "iais",
+            "alignment": hyper["iais"],
+            "side": side,
+            "weight": {"schedule": "exp", "scale": size},
+        }
         return {
             "data": {"use": "train", "anchor": anchor, "pool": hyper["pool"]},
             "miner": {"use": "hardest", "keep": hyper["hard_size"]},
-            "losses": [{"use": "margin_ranking", "margin": hyper["margin"]}, *([iais] if hyper["iais"] else [])],
+            "losses": [
+                {"use": "margin_ranking", "margin": hyper["margin"]},
+                *([iais] if hyper["iais"] else []),
+            ],
         }
 
     recipe = parse_recipe({
@@ -430,7 +446,11 @@ def train_steps(case: Case) -> None:
         ours = engine.update(update, batches)
         for a, side in (("i", "0_image"), ("t", "1_text")):
             recorded = [log[m][a] for m in micro]
-            case.equal(f"log/{update}/{a}/rank", ours[f"{side}/margin_ranking"], sum(r["rank_term"] for r in recorded))
+            case.equal(
+                f"log/{update}/{a}/rank",
+                ours[f"{side}/margin_ranking"],
+                sum(r["rank_term"] for r in recorded),
+            )
             if hyper["iais"]:
                 mean = sum(r["self_attn_loss"] for r in recorded) / size
                 case.equal(f"log/{update}/{a}/iais", ours[f"{side}/iais"], mean)

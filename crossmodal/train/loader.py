@@ -1,0 +1,68 @@
+"""From a global order of anchors to this rank's micro-batches, step after step, read in worker processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from crossmodal.data.batches import Batch
+from crossmodal.data.datasets import Dataset as Anchors
+from crossmodal.data.samplers import GlobalOrder
+
+Request = tuple[int, list[int]]  # epoch, anchors
+
+
+class _Requests(Sampler[Request]):
+    """The non-empty micro-batches of the steps from `start` on, without end."""
+
+    def __init__(self, order: GlobalOrder, accumulate: int, start: int) -> None:
+        self.order, self.accumulate, self.start = order, accumulate, start
+
+    def step(self, step: int) -> list[Request]:
+        epoch, anchors = self.order.slice(step)
+        parts = np.array_split(anchors, self.accumulate)
+        return [(epoch, part.tolist()) for part in parts if len(part)]
+
+    def __iter__(self) -> Iterator[Request]:
+        step = self.start
+        while True:
+            yield from self.step(step)
+            step += 1
+
+
+class _Batches(Dataset[Batch]):
+    def __init__(self, anchors: Anchors) -> None:
+        self.anchors = anchors
+
+    def __getitem__(self, request: Request) -> Batch:
+        epoch, anchors = request
+        return self.anchors.batch(anchors, epoch)
+
+
+class StreamLoader:
+    """Hands out the micro-batches of one stream, step by step; a rank without anchors gets none."""
+
+    def __init__(
+        self, anchors: Anchors, order: GlobalOrder, *, accumulate: int, workers: int, start: int, pin: bool
+    ) -> None:
+        self._requests = _Requests(order, accumulate, start)
+        loader: DataLoader[Batch] = DataLoader(
+            _Batches(anchors),
+            batch_size=None,
+            sampler=self._requests,
+            num_workers=workers,
+            pin_memory=pin,
+            # Its own generator: drawing worker seeds from the global one would move the dropout's random state.
+            generator=torch.Generator().manual_seed(order.seed),
+        )
+        self._batches = iter(loader)
+        self._position = start
+
+    def next(self) -> list[Batch]:
+        """The micro-batches of the stream's next step."""
+        count = len(self._requests.step(self._position))
+        self._position += 1
+        return [next(self._batches) for _ in range(count)]
