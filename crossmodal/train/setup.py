@@ -14,7 +14,7 @@ from crossmodal.errors import ConfigError, nearest
 from crossmodal.model.base import Model, registered
 from crossmodal.model.checkpoints import find_checkpoint, load_weights
 
-from .recipe import DataSpec, ModelSpec, Recipe, read_config
+from .recipe import DataSpec, ModelSpec, read_config
 
 log = logging.getLogger("crossmodal")
 
@@ -24,13 +24,12 @@ def open_data(spec: DataSpec) -> Corpus:
     return open_corpus(options.pop("texts"), options.pop("images"), **options)
 
 
-def build_model(recipe: Recipe, corpus: Callable[[], Corpus]) -> Model:
-    """The model of a recipe with its weights and its processor.
+def build_model(spec: ModelSpec, corpus: Callable[[], Corpus]) -> Model:
+    """The model of a recipe (its `model` part) with its weights and its processor.
 
     Sizes come from the checkpoint where it is ours, else from `model.config`; what neither says (vocabulary,
     feature width, special tokens) from the databases of `corpus`, which is opened only for that.
     """
-    spec = recipe.model
     if spec.use not in registered():
         raise ConfigError(f"model.use: no model is called {spec.use!r}; {nearest(spec.use, registered())}")
     folder = _own_checkpoint(spec)

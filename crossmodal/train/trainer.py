@@ -48,7 +48,7 @@ class Trainer:
         self.device = _device(self.ranks)
         _seed(recipe.seed)
         self._corpora: dict[str, Corpus] = {}
-        self.model = build_model(recipe, lambda: self.corpus(recipe.streams[0].data.use)).to(self.device).train()
+        self.model = build_model(recipe.model, lambda: self.corpus(recipe.streams[0].data.use)).to(self.device).train()
         self.objectives, modules = build_objectives(recipe, self.model)
         groups = parameter_groups(
             self.model, weight_decay=recipe.optimizer.weight_decay, no_decay=recipe.optimizer.no_decay

@@ -1,0 +1,65 @@
+# make demo    set everything up in .venv and run the main job on the built-in world
+# make test    set everything up, then linters, type checker and tests
+# make lint    linters and type checker alone
+# make clean   remove what building and testing left (runs/ and .venv stay)
+#
+# TORCH chooses the build of torch; pip takes it from where the user's pip configuration says (see README.md).
+
+VENV   = .venv
+PYTHON = python3
+TORCH ?= torch==2.13.0
+PYTEST_FLAGS ?= -n 2 --dist loadscope
+
+BIN   := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+# One thread for each process, so that two test workers and the processes they start share two cores peacefully.
+test: export OMP_NUM_THREADS = 1
+
+.PHONY: install system test demo lint clean
+.DEFAULT_GOAL := install
+
+install: $(STAMP)
+
+# The stamp holds the torch that was asked for: another TORCH installs anew.
+ifneq ($(TORCH),$(shell cat $(STAMP) 2>/dev/null))
+.PHONY: $(STAMP)
+endif
+
+$(STAMP): setup.py pyproject.toml
+	@rm -f $@
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "crossmodal needs Python 3.10 or newer; say which with make PYTHON=/path/to/python3" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
+	  { echo "no virtual environment could be made (on Debian: apt-get install python3-venv)" >&2; exit 1; }
+	$(BIN)/python -m pip install '$(TORCH)'
+	@$(BIN)/python -c 'from importlib.metadata import version; print("torch==" + version("torch"))' \
+	  > $(VENV)/constraints.txt
+	$(BIN)/python -m pip install -c $(VENV)/constraints.txt -e '.[dev]'
+	@echo '$(TORCH)' > $@
+
+# Debian packages that the tests need, each named after its command.
+SYSTEM := git make
+
+system:
+	@missing=; for name in $(SYSTEM); do command -v $$name >/dev/null || missing="$$missing $$name"; done; \
+	if [ -z "$$missing" ]; then exit 0; fi; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -yq --no-install-recommends $$missing; \
+	else \
+	  echo "the tests need these system packages; install them and run again:$$missing" >&2; exit 1; \
+	fi
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+test: system lint
+	$(BIN)/python -m pytest -q $(PYTEST_FLAGS)
+
+demo: install
+	$(BIN)/crossmodal demo
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -1,0 +1,73 @@
+"""`crossmodal test`: recall@K of a checkpoint (also `test_itm.py`)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+
+def test(
+    context: typer.Context,
+    checkpoint: Annotated[Path, typer.Option(help="A run or checkpoint folder, or a published .pt file.")],
+    split: Annotated[str, typer.Option(help="Name of a corpus of the run's recipe.")] = "test",
+    txt_db: Annotated[Optional[Path], typer.Option("--txt_db", "--txt-db", help="A text database instead.")] = None,  # noqa: UP045
+    img_db: Annotated[Optional[Path], typer.Option("--img_db", "--img-db", help="Its region database.")] = None,  # noqa: UP045
+    output: Annotated[
+        Optional[Path], typer.Option("--output", "--output_dir", help="Folder for scores, ranks, results.")  # noqa: UP045
+    ] = None,
+    folds: Annotated[int, typer.Option(help="Folds of consecutive images; 5 for COCO 1K from 5K.")] = 1,
+    ties: Annotated[str, typer.Option(help="optimistic, average or pessimistic.")] = "average",
+    reference_count: Annotated[bool, typer.Option(help="Count image recall as the published code does.")] = False,
+    report: Annotated[bool, typer.Option(help="Also write report.html.")] = False,
+    token_budget: Annotated[int, typer.Option(help="Tokens scored at once.")] = 16384,
+) -> None:
+    """Score every caption against every image of a split and print recall@K both ways.
+
+    Published flags (--model_config --train_config --conf_th --max_bb --min_bb --num_bb --compressed_db) are taken
+    with a published checkpoint.
+    """
+    import logging
+
+    import torch
+
+    from crossmodal.errors import ConfigError
+    from crossmodal.evaluate.run import describe_evaluation, evaluate_corpus, save_evaluation
+    from crossmodal.train.distributed import connect
+
+    from .flags import published_flags
+    from .subjects import open_subject
+
+    if ties not in ("optimistic", "average", "pessimistic"):
+        raise ConfigError(f"--ties {ties!r} is unknown; use optimistic, average or pessimistic")
+    flags: dict[str, Any] = published_flags(context.args)
+    process = connect()
+    log = logging.getLogger("crossmodal")
+    log.setLevel(logging.INFO if process.rank == 0 else logging.WARNING)
+    try:
+        model, corpus, settings = open_subject(checkpoint, split, txt_db, img_db, flags)
+        if torch.cuda.is_available():
+            model.to(torch.device("cuda", process.local_rank))
+        found = evaluate_corpus(
+            model,
+            corpus,
+            folds=folds,
+            ties=ties,  # type: ignore[arg-type]
+            reference_count=reference_count,
+            tokens=token_budget,
+            process=process,
+        )
+        if process.rank:
+            return
+        print(describe_evaluation(found))
+        settings |= {"folds": folds, "ties": ties, "reference_count": reference_count, "processes": process.size}
+        folder = output or checkpoint.with_suffix("") / f"test_{split}"
+        save_evaluation(folder, found, settings)
+        log.info("scores, ranks and results: %s", folder)
+        if report:
+            from crossmodal.evaluate.report_retrieval import report_retrieval
+
+            log.info("report: %s", report_retrieval(folder, found, model, corpus))
+    finally:
+        process.close()

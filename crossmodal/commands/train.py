@@ -1,0 +1,62 @@
+"""`crossmodal train`: fine-tune a recipe (also `train_itm.py`)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+
+def train(
+    context: typer.Context,
+    config: Annotated[
+        str, typer.Option(help="A recipe (YAML), a published configuration (JSON), or a shipped name.")
+    ],
+    output: Annotated[
+        Optional[Path], typer.Option(help="Run folder; without it, a new one under runs/.")
+    ] = None,  # noqa: UP045
+    iais: Annotated[
+        Optional[str], typer.Option("--IAIS", help="singular or distributed: adds the regulariser.")
+    ] = None,  # noqa: UP045
+    set_: Annotated[Optional[list[str]], typer.Option("--set", help="Override a key: a.b.0.c=value.")] = None,  # noqa: UP045
+    resume: Annotated[bool, typer.Option(help="Go on with the run in --output.")] = False,
+) -> None:
+    """Fine-tune a recipe. Published flags (--learning_rate 5e-5 ...) are taken with a published configuration."""
+    import logging
+
+    from crossmodal.errors import ConfigError
+    from crossmodal.train.distributed import connect
+    from crossmodal.train.published import load_any
+    from crossmodal.train.trainer import Trainer, new_run_folder
+
+    from .flags import published_flags
+
+    recipe, published_output = load_any(
+        config, flags=published_flags(context.args), iais=iais, overrides=set_ or []
+    )
+    if output is None and published_output:
+        output = Path(published_output)
+    if resume and output is None:
+        raise ConfigError("--resume needs --output, the run folder to go on with")
+    ranks = connect()
+    log = logging.getLogger("crossmodal")
+    log.setLevel(logging.INFO if ranks.rank == 0 else logging.WARNING)
+    try:
+        folder = output or Path(ranks.broadcast_object(str(new_run_folder()) if ranks.rank == 0 else ""))
+        log.info("%s: %s on %s", recipe.name, ranks.name, folder)
+        trainer = Trainer(recipe, folder, ranks, resume=resume)
+        log.info("device %s, precision %s, %d steps", trainer.device, recipe.precision, recipe.steps)
+        metrics = trainer.train()
+        for name in ("txt_r1", "img_r1", "r_mean"):
+            if name in metrics:
+                log.info("valid/%s %.4f", name, metrics[name])
+        if recipe.test:
+            from crossmodal.evaluate.run import describe_evaluation, evaluate_corpus, save_evaluation
+
+            found = evaluate_corpus(trainer.model, trainer.corpus(recipe.test), process=ranks)
+            if ranks.rank == 0:
+                print(describe_evaluation(found))
+                save_evaluation(folder / f"test_{recipe.test}", found, {"checkpoint": "last", "split": recipe.test})
+    finally:
+        ranks.close()

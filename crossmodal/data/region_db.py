@@ -1,0 +1,140 @@
+"""What every region database is: `db[image_id]` gives the image's detected boxes."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crossmodal.data.items import RegionItem
+from crossmodal.errors import DataError
+
+Array = NDArray[Any]
+Record = dict[str, Array]
+
+_ALWAYS = ("norm_bb", "features", "conf")
+
+
+@dataclass(frozen=True)
+class BoxRule:
+    """How many of an image's boxes are used: the first `count`, by descending confidence.
+
+    ``min(max_bb, max(min_bb, number of confidences > conf_th))``; a `conf_th` of -1 means always `num_bb`.
+    Never more than there are, and without confidences all of them, up to `max_bb`.
+    """
+
+    conf_th: float = 0.2
+    max_bb: int = 100
+    min_bb: int = 10
+    num_bb: int = 36
+
+    @property
+    def fixed(self) -> bool:
+        return self.conf_th == -1
+
+    def count(self, conf: Array | None, rows: int) -> int:
+        """conf (R,) or (R,1), or None; rows: R."""
+        return min(self.num_bb, rows) if self.fixed else self.stored(conf, rows)
+
+    def stored(self, conf: Array | None, rows: int) -> int:
+        """What a converter keeps: it ignores `num_bb`, which the reader applies."""
+        confident = rows if conf is None else int((conf > self.conf_th).sum())
+        return min(self.max_bb, max(self.min_bb, confident), rows)
+
+
+class RegionDB(ABC):
+    """Images as detected boxes, by id. Files are opened at each read, so it can be sent to workers.
+
+    `ids` in stored order; `lengths` id -> number of boxes that `db[id]` gives. Ids are file names ending in
+    ``.npz``, as UNITER's text databases name them; a lookup without the ending finds them too.
+    """
+
+    def __init__(self, path: Path, rule: BoxRule) -> None:
+        self.path = path
+        self.rule = rule
+
+    @cached_property
+    def ids(self) -> list[str]:
+        return self._read_ids()
+
+    @cached_property
+    def lengths(self) -> dict[str, int]:
+        return self._read_lengths()
+
+    @abstractmethod
+    def _read_ids(self) -> list[str]: ...
+
+    @abstractmethod
+    def _read_lengths(self) -> dict[str, int]: ...
+
+    @abstractmethod
+    def loader(self, key: str) -> Callable[[], Record]:
+        """A small picklable function that reads the whole record of an image in `ids`, in any process."""
+
+    def _record(self, key: str, only: Collection[str] | None, limit: int | None) -> Record:
+        """The stored arrays of an image in `ids`, cut to `limit` rows; only the names in `only`."""
+        record = self.loader(key)()
+        return cut({name: array for name, array in record.items() if only is None or name in only}, limit)
+
+    def sources(self) -> Iterator[tuple[str, Callable[[], Record]]]:
+        """Every id with its loader: what `region_writer.write_region_db` takes."""
+        return ((key, self.loader(key)) for key in self.ids)
+
+    def record(self, image: str) -> Record:
+        """All rows of an image: norm_bb (R,6), features (R,F), perhaps conf (R,1), soft_labels (R,C)."""
+        return self._record(self.key(image), None, None)
+
+    def item(self, image: str, *, soft_labels: bool = False) -> RegionItem:
+        """The first `lengths[image]` boxes of an image; class probabilities, being large, if asked for."""
+        key = self.key(image)
+        record = self._record(key, (*_ALWAYS, "soft_labels") if soft_labels else _ALWAYS, self.lengths[key])
+        conf, labels = record.get("conf"), record.get("soft_labels")
+        if soft_labels and labels is None:
+            raise DataError(f"{self.path} holds no soft_labels for {key}.")
+        for name in _ALWAYS[:2]:
+            if name not in record:
+                raise DataError(
+                    f"{self.path} holds no {name} for {key}, only {', '.join(record) or 'nothing'}."
+                )
+        return RegionItem(
+            id=key,
+            features=record["features"],
+            boxes=record["norm_bb"].astype(np.float32),
+            confidence=None if conf is None else conf.reshape(-1).astype(np.float32),
+            soft_labels=labels,
+        )
+
+    @cached_property
+    def feature_dim(self) -> int:
+        """F, the width of a region's feature, read from the first image."""
+        return int(self._record(self.ids[0], ("features",), 1)["features"].shape[1])
+
+    def key(self, image: str) -> str:
+        """The id under which an image is stored. Raises DataError if it isn't."""
+        for name in (image, f"{image}.npz"):
+            if name in self.lengths:
+                return name
+        raise DataError(f"{self.path} holds no image {image!r}; it holds {len(self)} such as {self.ids[:2]}.")
+
+    def __getitem__(self, image: str) -> RegionItem:
+        return self.item(image)
+
+    def __contains__(self, image: object) -> bool:
+        return isinstance(image, str) and (image in self.lengths or f"{image}.npz" in self.lengths)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.ids)
+
+
+def cut(record: Record, limit: int | None) -> Record:
+    """The first `limit` rows of every array, copied, so that nothing refers to the memory of a database."""
+    return {name: np.array(array[:limit]) for name, array in record.items()}

@@ -1,0 +1,162 @@
+"""Reading text databases: UNITER's published layout, which ours keep.
+
+A folder holds an LMDB of caption id -> LZ4 frame of a msgpack map, with `input_ids` (no special tokens),
+`img_fname` and free fields, among them the sentence; and four JSON files: ``meta.json``, ``id2len.json``,
+``txt2img.json`` and ``img2txts.json``, whose orders are the orders of captions and images.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import lz4.frame
+import msgpack
+
+from crossmodal.data.environments import environment
+from crossmodal.data.items import TextItem
+from crossmodal.errors import DataError
+
+INDEXES = ("meta.json", "id2len.json", "txt2img.json", "img2txts.json")
+_SENTENCE = ("sent", "sentence", "raw", "caption")
+
+
+class TextDB:
+    """A text database, read-only and picklable.
+
+    path:    the folder.
+    max_len: keep the captions of at most so many word pieces (special tokens not counted); -1 keeps all.
+
+    ids:       the captions kept, in the order of ``id2len.json``; what `len` counts and `in` asks.
+    lengths:   word pieces of every stored caption, kept or not.
+    images:    every image, in the order of ``img2txts.json``.
+    image_of, texts_of: caption -> image and image -> captions, of everything stored, kept or not.
+    meta:      ``meta.json``; from it `cls`, `sep`, `mask` and `v_range`, and
+    tokenizer: the fingerprint or published name of what made the ids, None where the database doesn't say.
+
+    Raises DataError where files are missing or do not belong together; reading a record raises it with the
+    record's key.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], max_len: int = -1) -> None:
+        self.path = Path(path).absolute()
+        self.max_len = max_len
+        self._require_files()
+        self.meta: dict[str, Any] = self._index("meta.json")
+        self.lengths: dict[str, int] = self._index("id2len.json")
+        self.image_of: dict[str, str] = self._index("txt2img.json")
+        self.texts_of: dict[str, list[str]] = self._index("img2txts.json")
+        self._require_joins()
+        self.ids = [i for i, length in self.lengths.items() if max_len == -1 or length <= max_len]
+        self.images = list(self.texts_of)
+        self._kept = frozenset(self.ids)
+        try:
+            self.cls, self.sep, self.mask = (int(self.meta[key]) for key in ("CLS", "SEP", "MASK"))
+            low, high = self.meta["v_range"]
+        except (KeyError, TypeError, ValueError):
+            raise DataError(f"{self.path / 'meta.json'} lacks one of CLS, SEP, MASK and v_range; {_AGAIN}") from None
+        self.v_range: tuple[int, int] = (int(low), int(high))
+        names = (self.meta.get(key) for key in ("fingerprint", "bert", "tokenizer", "toker"))
+        self.tokenizer: str | None = next((name for name in names if name), None)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return TextDB, (self.path, self.max_len)
+
+    def __repr__(self) -> str:
+        counts = f"{len(self)} of {len(self.lengths)} captions, {len(self.images)} images"
+        return f"TextDB({str(self.path)!r}, {counts})"
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __contains__(self, id: object) -> bool:
+        return id in self._kept
+
+    def __getitem__(self, id: str) -> TextItem:
+        """The caption of this id, kept or not by `max_len`."""
+        record = self.record(id)
+        extra = {key: value for key, value in record.items() if key not in ("input_ids", "img_fname", "id")}
+        sentence = next((extra.pop(key) for key in _SENTENCE if isinstance(extra.get(key), str)), None)
+        input_ids = record.get("input_ids")
+        if input_ids is None and sentence is None:
+            raise DataError(f"caption {id!r} in {self.path} holds neither word pieces nor a sentence; {_AGAIN}")
+        try:
+            pieces = tuple(map(int, input_ids or ()))
+        except (TypeError, ValueError):
+            raise DataError(f"the word pieces of caption {id!r} in {self.path} are not integers; {_AGAIN}") from None
+        return TextItem(
+            id=id,
+            input_ids=pieces,
+            sentence=sentence,
+            image=self.image_of.get(id),
+            tokenizer=self.tokenizer,
+            extra=extra,
+        )
+
+    def record(self, id: str) -> dict[str, Any]:
+        """The stored fields of a caption, as they are."""
+        with environment(self.path).begin() as transaction:
+            value = transaction.get(id.encode())
+        if value is None:
+            raise DataError(f"caption {id!r} is not in {self.path / 'data.mdb'}; {_AGAIN}")
+        try:
+            record = decode_record(value)
+        except Exception as error:  # lz4 and msgpack raise types of their own, of several bases
+            raise DataError(f"caption {id!r} in {self.path} cannot be read ({error}); {_AGAIN}") from None
+        return record
+
+    def _require_files(self) -> None:
+        if not self.path.is_dir():
+            raise DataError(f"there is no text database at {self.path}; check the path")
+        missing = [name for name in (*INDEXES, "data.mdb") if not (self.path / name).is_file()]
+        if missing:
+            raise DataError(
+                f"{self.path} is not a whole text database: {', '.join(missing)} missing; "
+                "copy it again, or build one with `crossmodal data texts`"
+            )
+
+    def _index(self, name: str) -> dict[str, Any]:
+        try:
+            loaded = json.loads((self.path / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise DataError(f"{self.path / name} cannot be read as JSON ({error}); {_AGAIN}") from None
+        if not isinstance(loaded, dict):
+            raise DataError(f"{self.path / name} holds no JSON object; {_AGAIN}")
+        return loaded
+
+    def _require_joins(self) -> None:
+        """Every caption has an image, and is listed under it."""
+        imageless = [i for i in self.lengths if i not in self.image_of]
+        if imageless:
+            raise self._unjoined(imageless, "id2len.json", "have no image in txt2img.json")
+        listed = {(i, image) for image, ids in self.texts_of.items() for i in ids}
+        unlisted = [i for i in self.lengths if (i, self.image_of[i]) not in listed]
+        if unlisted:
+            raise self._unjoined(unlisted, "id2len.json", "are not listed under their image in img2txts.json")
+        strangers = [i for i, image in listed if self.image_of.get(i) != image]
+        if strangers:
+            raise self._unjoined(sorted(strangers), "img2txts.json", "have another image or none in txt2img.json")
+
+    def _unjoined(self, ids: Iterable[str], file: str, what: str) -> DataError:
+        ids = list(ids)
+        shown = ", ".join(ids[:3]) + (", ..." if len(ids) > 3 else "")
+        return DataError(f"{len(ids)} captions of {self.path / file} {what} ({shown}); {_AGAIN}")
+
+
+def decode_record(value: bytes) -> dict[str, Any]:
+    """An LZ4 frame of a msgpack map -> the map. Whatever lz4 and msgpack raise passes through."""
+    record = msgpack.unpackb(lz4.frame.decompress(value), raw=False)
+    if not isinstance(record, dict):
+        raise ValueError(f"a record is {type(record).__name__} instead of a map")
+    return record
+
+
+def encode_record(record: dict[str, Any]) -> bytes:
+    """What `decode_record` reads."""
+    return bytes(lz4.frame.compress(msgpack.packb(record, use_bin_type=True)))
+
+
+_AGAIN = "copy or build the database again"

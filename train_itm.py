@@ -1,0 +1,11 @@
+"""Fine-tune a recipe: python train_itm.py --config configs/itm-flickr-base-hn.yaml [--IAIS singular] [--set a.b=c]
+
+The same under torchrun: torchrun --nproc-per-node 2 train_itm.py --config ...
+"""
+
+import sys
+
+from crossmodal.cli import run
+
+if __name__ == "__main__":
+    sys.exit(run(["train", *sys.argv[1:]]))
