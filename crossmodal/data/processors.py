@@ -94,7 +94,8 @@ class UniterProcessor:
                 )
         lengths = torch.tensor([len(item) for item in items])
         widest = int(lengths.max())
-        features = np.zeros((len(items), widest, self.img_dim), items[0].features.dtype)
+        kind = np.result_type(*(item.features.dtype for item in items))  # databases may differ in precision
+        features = np.zeros((len(items), widest, self.img_dim), kind)
         boxes = np.zeros((len(items), widest, 7), np.float32)
         for b, item in enumerate(items):
             features[b, : len(item)] = item.features

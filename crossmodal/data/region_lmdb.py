@@ -33,7 +33,7 @@ class LmdbRegions(RegionDB):
         self._counts = found.counts
 
     def _read_lengths(self) -> dict[str, int]:
-        if self.rule.fixed:
+        if self.rule.fixed and self._counts is None:
             return dict.fromkeys(self.ids, self.rule.num_bb)
         if self._counts is None:
             return self._count()

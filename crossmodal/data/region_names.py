@@ -6,8 +6,9 @@ With {t} = ``th{conf_th}_max{max_bb}_min{min_bb}``:
 | --- | --- | --- |
 | conf_th >= 0 | ``feat_{t}`` | ``nbb_{t}.json`` beside it |
 | conf_th >= 0, no such JSON | ``all`` (every box) | ``nbb.json`` beside it, else from the confidences |
-| conf_th = -1 | ``feat_numbb{num_bb}`` | always num_bb |
+| conf_th = -1 | ``feat_numbb{num_bb}`` | always num_bb, or ``nbb_numbb{num_bb}.json`` beside it |
 
+The last JSON isn't a published one: it is written only where an image has fewer than num_bb boxes.
 Compressed databases end in ``_compressed``; ``all_compressed`` is always counted from the confidences.
 Numbers are written as Python prints them: 0.2, never 0.20.
 """
@@ -41,9 +42,9 @@ def database_name(rule: BoxRule, *, compressed: bool = False) -> str:
     return stem + (COMPRESSED if compressed else "")
 
 
-def counts_name(rule: BoxRule) -> str | None:
-    """The JSON of box counts that goes with a rule; a fixed number of boxes needs none."""
-    return None if rule.fixed else f"nbb_{_threshold(rule, rule.conf_th)}.json"
+def counts_name(rule: BoxRule) -> str:
+    """The JSON of box counts that goes with a rule."""
+    return f"nbb_numbb{rule.num_bb}.json" if rule.fixed else f"nbb_{_threshold(rule, rule.conf_th)}.json"
 
 
 def find(path: Path, rule: BoxRule, compressed: bool | None) -> Found:
@@ -57,7 +58,7 @@ def find(path: Path, rule: BoxRule, compressed: bool | None) -> Found:
     endings = ("", COMPRESSED) if compressed is None else (COMPRESSED if compressed else "",)
     stems: list[tuple[str, Path | None]] = []
     if rule.fixed:
-        stems = [(f"feat_numbb{rule.num_bb}", None)]
+        stems = [(f"feat_numbb{rule.num_bb}", _if_there(path / counts_name(rule)))]
     else:
         for spelling in _spellings(rule.conf_th):
             threshold = _threshold(rule, spelling)
@@ -82,17 +83,22 @@ def _named(folder: Path, rule: BoxRule) -> Found:
     if match is None:
         return Found(folder, None, rule)  # a name of the user's own: count from the confidences
     if match["num"]:
-        return Found(folder, None, BoxRule(-1, rule.max_bb, rule.min_bb, int(match["num"])))
+        rule = BoxRule(-1, rule.max_bb, rule.min_bb, int(match["num"]))
+        return Found(folder, _if_there(folder.resolve().parent / counts_name(rule)), rule)
     if match["all"]:
         return Found(folder, _counts_of_all(folder), rule)
     rule = BoxRule(float(match["th"]), int(match["max"]), int(match["min"]), rule.num_bb)
     counts = folder.resolve().parent / f"nbb_{_threshold(rule, match['th'])}.json"
-    return Found(folder, counts if counts.exists() else None, rule)
+    return Found(folder, _if_there(counts), rule)
 
 
 def _counts_of_all(folder: Path) -> Path | None:
-    counts = folder.resolve().parent / "nbb.json"
-    return counts if folder.resolve().name == "all" and counts.exists() else None
+    folder = folder.resolve()
+    return _if_there(folder.parent / "nbb.json") if folder.name == "all" else None
+
+
+def _if_there(path: Path) -> Path | None:
+    return path if path.exists() else None
 
 
 def _threshold(rule: BoxRule, conf_th: float | str) -> str:

@@ -97,10 +97,13 @@ def write_region_db(
         store.put([*batch, (KEYS, json.dumps(keys).encode())])
     _report(skipped, folder / f"skipped_{name}.json")
     (partial / _SETTINGS).unlink()
-    index = counts_name(rule)
-    if index is not None:
+    index = folder / counts_name(rule)
+    lengths = {image: min(counts[image], num_bb) if rule.fixed else counts[image] for image in keys}
+    if not rule.fixed or min(lengths.values()) < num_bb:
         # Before the folder: a kill in between leaves a partial folder that the next call completes.
-        _write(folder / index, {image: counts[image] for image in keys})
+        _write(index, lengths)
+    else:
+        index.unlink(missing_ok=True)  # of a database removed earlier
     os.replace(partial, final)
     sync(folder)
     close(final)  # what this process may still have open of a folder removed earlier

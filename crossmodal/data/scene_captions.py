@@ -98,6 +98,11 @@ class Statement:
         )
 
     @property
+    def distinct(self) -> bool:
+        """Whether no two mentions read the same, as in "a star and a star"."""
+        return len(set(self.mentions)) == len(self.mentions)
+
+    @property
     def bits(self) -> float:
         """How much the statement tells, were everything it says drawn by lot."""
         bits = 2.0 * len(self.relations)
@@ -120,7 +125,11 @@ def describe(scene: Scene, rng: np.random.Generator) -> list[Statement]:
         while True:
             statement = form(scene, rng)
             enough = statement.bits >= _ENOUGH_BITS[min(len(statement.mentions), 3)]
-            if enough and all(_content(statement) != _content(other) for other in statements):
+            if (
+                enough
+                and statement.distinct
+                and all(_content(statement) != _content(other) for other in statements)
+            ):
                 statements.append(statement)
                 break
     return statements
@@ -138,7 +147,11 @@ def edits(statement: Statement, scene: Scene, rng: np.random.Generator) -> Itera
         ("swapped_colours", _colour_swaps(statement)),
         ("swapped_relation", _relation_swaps(statement)),
     ):
-        false = [candidate for candidate in candidates if not candidate.holds(scene, generous=True)]
+        false = [
+            candidate
+            for candidate in candidates
+            if not candidate.holds(scene, generous=True) and candidate.distinct
+        ]
         if false:
             yield edit, false[int(rng.integers(len(false)))]
 

@@ -26,7 +26,7 @@ _MASK = 8  # cells a side of the foreground layout
 _CELLS, _ORIENTATIONS = 4, 8  # gradient-orientation histograms
 _LEVELS = np.linspace(0.0, 1.0, 4, dtype=np.float32)  # of the soft colour histogram, a channel
 _SIDES = np.log(np.geomspace(0.1, 0.5, 9)).astype(np.float32)  # of the soft size histogram
-_SHARES = {"shape": 0.5, "colour": 0.35, "size": 0.15}  # of the feature's variance
+_SHARES = {"shape": 0.4, "colour": 0.45, "size": 0.15}  # of the feature's variance
 _FLOOR = 0.03  # eigenvalues below this share of the largest are not amplified
 _FEATURE_NOISE = 0.15
 _EDGE_JITTER = 0.025  # standard deviation of each edge of a detected box, in box sides
@@ -124,7 +124,9 @@ def _describe(picture: NDArray[np.uint8], boxes: list[Box]) -> dict[str, Array]:
         )
         for box in boxes
     ]
-    patches = np.stack([np.asarray(p, dtype=np.float32) for p in resized]) / 255  # (R, P, P, 3)
+    patches: Array = np.stack([np.asarray(p, dtype=np.float32) for p in resized]) / np.float32(
+        255
+    )  # (R, P, P, 3)
     # The backgrounds are light and pale, so a pixel is foreground as far as one channel is dark.
     foreground: Array = np.clip((0.85 - patches.min(axis=-1)) / 0.15, 0, 1)  # (R, P, P)
     corners = np.asarray(boxes, dtype=np.float32)

@@ -26,7 +26,7 @@ PAINT = {
 }
 _SUPERSAMPLING = 3
 _TILT = math.radians(6)
-_PAINT_SPREAD = 10  # how far, in 1/255, a channel of one object's colour strays from the palette
+_PAINT_SPREAD = 6  # how far, in 1/255, a channel of one object's colour strays from the palette
 _GRAIN = 2.5  # standard deviation of the pixel noise, in 1/255
 
 
@@ -81,7 +81,8 @@ def _silhouette(kind: str, width: int, height: int, tilt: float) -> Plane:
     brush = ImageDraw.Draw(mask)
     for points, fill in [(outline, 255), *((hole @ turn, 0) for hole in holes)]:
         brush.polygon([(float(x), float(y)) for x, y in (points - low) / (high - low) * scale], fill=fill)
-    return np.asarray(mask.reduce(_SUPERSAMPLING)).astype(np.float32) / np.float32(255)
+    coverage: Plane = np.asarray(mask.reduce(_SUPERSAMPLING)).astype(np.float32) / np.float32(255)
+    return coverage
 
 
 def _circle(radius: float, points: int = 48) -> Points:

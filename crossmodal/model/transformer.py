@@ -24,18 +24,36 @@ _CALL_COST = 2_000_000
 
 @dataclass(frozen=True)
 class Group:
-    """Consecutive sequences that attention handles in one call, padded to `width`.
+    """`count` neighbouring sequences of `rows` packed rows, which attention handles in one call of `width`.
 
-    rows (n, width) int64: the packed row of each position, padding repeats the sequence's first row.
-    Where some position is padding: real (n, width) bool, and kept (sum of lengths,) int64, the real positions
-    of the flattened (n width); otherwise both are None.
+    Where their lengths differ, `padding` says how to pad them; otherwise it is None.
     """
 
-    start: int
-    stop: int
+    count: int
+    rows: int
+    width: int
+    padding: Padding | None
+
+    def padded(self, x: Tensor) -> Tensor:
+        """The group's packed rows (rows,D) as (count,T,D)."""
+        if self.padding is not None:
+            x = x.index_select(0, self.padding.rows)
+        return x.unflatten(0, (self.count, self.width))
+
+    def packed(self, x: Tensor) -> Tensor:
+        """The real rows of x (count,T,D), one after the other."""
+        rows = x.flatten(0, 1)
+        return rows if self.padding is None else rows.index_select(0, self.padding.kept)
+
+
+@dataclass(frozen=True)
+class Padding:
+    """rows (n T,): the row of the group at each padded position, padding repeats a sequence's first row;
+    kept (rows of the group,): the padded positions that are real; mask (n,1,1,T) bool, true where real."""
+
     rows: Tensor
-    real: Tensor | None
-    kept: Tensor | None
+    kept: Tensor
+    mask: Tensor
 
 
 @dataclass(frozen=True)
@@ -49,23 +67,19 @@ class Packing:
     @staticmethod
     def of(lengths: Tensor, width: int, device: torch.device) -> Packing:
         """Plan the groups of sequences of these lengths (host, int64), best sorted, for attention `width` D."""
-        first = lengths.cumsum(0) - lengths
+        ends = lengths.cumsum(0)
+        first = ends - lengths
         groups = []
         for start, stop in _plan(lengths.tolist(), width):
-            n, longest = lengths[start:stop], int(lengths[start:stop].max())
-            position = torch.arange(longest)
-            real = position < n[:, None]
-            rows = first[start:stop, None] + torch.where(real, position, 0)
-            ragged = not bool(real.all())
-            kept = real.flatten().nonzero().flatten()
-            groups.append(
-                Group(
-                    start,
-                    stop,
-                    rows.to(device),
-                    *((real.to(device), kept.to(device)) if ragged else (None, None)),
-                )
-            )
+            low, high, longest = int(first[start]), int(ends[stop - 1]), int(lengths[start:stop].max())
+            padding = None
+            if high - low < (stop - start) * longest:
+                position = torch.arange(longest)
+                real = position < lengths[start:stop, None]
+                rows = (first[start:stop, None] - low + torch.where(real, position, 0)).flatten()
+                kept = real.flatten().nonzero().flatten()
+                padding = Padding(rows.to(device), kept.to(device), real[:, None, None, :].to(device))
+            groups.append(Group(stop - start, high - low, longest, padding))
         return Packing(lengths, first.to(device), tuple(groups))
 
 
@@ -101,26 +115,24 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, packing: Packing, first_only: bool) -> Tensor:
         """x (N,D) -> (N,D), or (B,D) for the first row of each sequence."""
-        q = self.query(x[packing.first] if first_only else x)
+        q = self.query(x.index_select(0, packing.first) if first_only else x)
         k, v = self.key(x), self.value(x)
-        out = [self._group(q, k, v, group, first_only) for group in packing.groups]
-        return torch.cat(out) if len(out) > 1 else out[0]
+        rows = [group.rows for group in packing.groups]
+        queries = [group.count for group in packing.groups] if first_only else rows
+        parts = zip(packing.groups, q.split(queries), k.split(rows), v.split(rows), strict=True)
+        return torch.cat([self._group(*part, first_only) for part in parts])
 
-    def _group(self, q: Tensor, k: Tensor, v: Tensor, group: Group, first_only: bool) -> Tensor:
-        query = q[group.start : group.stop, None] if first_only else q[group.rows]  # (n,T,D), T is 1 if first_only
-        mask = None if group.real is None else group.real[:, None, None, :]
+    def _group(self, group: Group, q: Tensor, k: Tensor, v: Tensor, first_only: bool) -> Tensor:
+        query = q[:, None] if first_only else group.padded(q)  # (n,1,D) or (n,T,D)
         out = F.scaled_dot_product_attention(
             self.split(query),
-            self.split(k[group.rows]),
-            self.split(v[group.rows]),
-            attn_mask=mask,
+            self.split(group.padded(k)),
+            self.split(group.padded(v)),
+            attn_mask=None if group.padding is None else group.padding.mask,
             dropout_p=self.dropout if self.training else 0.0,
         )
         out = out.transpose(1, 2).flatten(2)  # (n,h,T,d) -> (n,T,D)
-        if first_only:
-            return out[:, 0]
-        out = out.flatten(0, 1)
-        return out if group.kept is None else out[group.kept]
+        return out[:, 0] if first_only else group.packed(out)
 
     def probabilities(self, q: Tensor, k: Tensor, real: Tensor) -> Tensor:
         """Attention of projected, padded queries over keys, no dropout: (B,T,D), (B,K,D), (B,K) -> (B,h,T,K).
@@ -184,7 +196,7 @@ class Layer(nn.Module):
     def forward(self, x: Tensor, packing: Packing, first_only: bool = False) -> Tensor:
         """x (N,D) -> (N,D); with `first_only`, (B,D): the first row of each sequence and nothing else."""
         context = self.attention.inner(x, packing, first_only)
-        y = self.attention.output(context, x[packing.first] if first_only else x)
+        y = self.attention.output(context, x.index_select(0, packing.first) if first_only else x)
         return self.output(self.intermediate(y), y)
 
 

@@ -206,7 +206,7 @@ def join(a: Encoded, b: Encoded, pairs: Tensor, index: Tensor | None = None) -> 
         rows = (index + offset)[order][(index >= 0)[order]]
     tokens = torch.cat([a.rows["tokens"], b.rows["tokens"]])
     packing = Packing.of(lengths[order], tokens.shape[1], tokens.device)
-    return Joint(tokens[rows.to(tokens.device)], packing, order.argsort(), text_lengths, image_lengths)
+    return Joint(tokens.index_select(0, rows.to(tokens.device)), packing, order.argsort(), text_lengths, image_lengths)
 
 
 @register("uniter")
@@ -279,7 +279,7 @@ class Uniter(Model):
         whole_sequence = wanted & PRETRAINING_FIELDS.keys()
         last = self.uniter.encoder.last(below, joint.packing, first_only=not whole_sequence)
         first = last[joint.packing.first] if whole_sequence else last
-        pooled = self.uniter.pooler(first)[joint.place.to(first.device)]  # (P,H)
+        pooled = self.uniter.pooler(first).index_select(0, joint.place.to(first.device))  # (P,H)
         if "rank_scores" in wanted:
             given["rank_scores"] = self.rank_output(pooled).view(-1, batch.group)
         if "itm_logits" in wanted:
@@ -338,7 +338,7 @@ def _take(x: Tensor, starts: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
     real = length_mask(lengths, width)
     rows = starts[:, None] + torch.arange(width)
     rows = torch.where(real, rows, 0).to(x.device)
-    return x[rows], real.to(x.device)
+    return x.index_select(0, rows.flatten()).unflatten(0, rows.shape), real.to(x.device)
 
 
 def _full_width(texts: Texts, regions: Regions) -> tuple[Texts, Regions]:

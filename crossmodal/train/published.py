@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any
 
 from crossmodal.errors import ConfigError, nearest
 
@@ -40,10 +41,12 @@ DEFAULTS: dict[str, Any] = {
     "train_batch_size": 32, "negative_size": 511, "hard_neg_size": 31, "inf_minibatch_size": 512, "margin": 0.2,
     "learning_rate": 3e-5, "valid_steps": 1000, "num_train_steps": 100000, "optim": "adam", "betas": [0.9, 0.98],
     "dropout": 0.1, "weight_decay": 0.01, "grad_norm": 0.25, "warmup_steps": 4000, "fp16": False, "full_val": False,
-    "n_workers": 4, "seed": 42,
+    "n_workers": 4, "seed": 42, "gradient_accumulation_steps": 1,
 }  # fmt: skip
 
 BOXES = ("conf_th", "max_bb", "min_bb", "num_bb")
+# Values that are computed with here; the recipe checks the others.
+COUNTS = ("train_batch_size", "negative_size", "hard_neg_size", "inf_minibatch_size", "gradient_accumulation_steps")
 
 
 def is_published(values: Mapping[str, Any]) -> bool:
@@ -80,15 +83,21 @@ def translate(values: Mapping[str, Any], *, name: str = "published", where: str 
     Raises ConfigError for keys that neither the published scripts nor this table know.
     """
     known = {*DIRECT, *READ, *WITHOUT_MEANING}
-    unknown = [key for key in values if key not in known]
-    if unknown:
-        lines = [f"{key}: unknown key; {nearest(key, known)}" for key in unknown]
-        raise ConfigError(f"{where} cannot be used:\n  " + "\n  ".join(lines))
-    missing = [key for key in ("train_txt_dbs", "train_img_dbs") if key not in values]
-    if missing:
-        raise ConfigError(f"{where} names no training data: {' and '.join(missing)} missing; add them")
+    wrong = [f"{key}: unknown key; {nearest(key, known)}" for key in values if key not in known]
+    needed = ["train_txt_dbs", "train_img_dbs"]
+    needed += [f"{split}_img_db" for split in ("val", "test") if values.get(f"{split}_txt_db")]
+    wrong += [f"{key}: is missing; add it" for key in needed if not values.get(key)]
     v = {**DEFAULTS, **values}
-    hard = "hard_neg_size" in values or "negative_size" not in values or int(v["negative_size"]) > 1
+    for key, kind in {**dict.fromkeys(COUNTS, int), "margin": float}.items():
+        try:
+            v[key] = kind(v[key])
+        except (TypeError, ValueError):
+            wrong.append(f"{key}: input should be a number, found {v[key]!r}")
+    if wrong:
+        raise ConfigError(f"{where} cannot be used:\n  " + "\n  ".join(wrong))
+    if v.get("model_config"):
+        v["model_config"] = _model_config(v["model_config"])
+    hard = "hard_neg_size" in values or "negative_size" not in values or v["negative_size"] > 1
     recipe: dict[str, Any] = {"name": name, "model": {}, "optimizer": {}, "validation": {}}
     for published, own in DIRECT.items():
         if published in v:
@@ -100,7 +109,7 @@ def translate(values: Mapping[str, Any], *, name: str = "published", where: str 
     if v.get("checkpoint"):
         recipe["model"]["checkpoint"] = {"path": v["checkpoint"]}
     optimizer = "published_adamw" if v["optim"] == "adamw" else v["optim"]
-    recipe["optimizer"] |= {"use": optimizer, "betas": [float(beta) for beta in v["betas"]]}
+    recipe["optimizer"]["use"] = optimizer
     recipe["precision"] = "fp16" if v["fp16"] else "fp32"
     recipe["data"] = {"train": _data(v, v["train_txt_dbs"], v["train_img_dbs"], v["max_txt_len"])}
     for split in ("val", "test"):
@@ -109,14 +118,14 @@ def translate(values: Mapping[str, Any], *, name: str = "published", where: str 
     if "val" not in recipe["data"]:
         del recipe["validation"]
     elif not v["full_val"]:
-        recipe["validation"]["gallery"] = int(v["inf_minibatch_size"])
+        recipe["validation"]["gallery"] = v["inf_minibatch_size"]
     if "test" in recipe["data"]:
         recipe["test"] = "test"
-    size = int(v["train_batch_size"])
+    size = v["train_batch_size"]
     if hard:
         recipe |= {"batch": size, "accumulate": size, "streams": [_pools(v, "image"), _pools(v, "text")]}
     else:
-        accumulate = int(v.get("gradient_accumulation_steps", 1))
+        accumulate = v["gradient_accumulation_steps"]
         recipe |= {"batch": size * accumulate, "accumulate": accumulate, "streams": [_triples(v)]}
     if v.get("IAIS"):
         add_iais(recipe, str(v["IAIS"]))
@@ -130,17 +139,24 @@ def _data(v: Mapping[str, Any], texts: Any, images: Any, max_text: int) -> dict[
 
 def _pools(v: Mapping[str, Any], anchor: str) -> dict[str, Any]:
     return {
-        "data": {"use": "train", "draw": "pools", "anchor": anchor, "pool": int(v["negative_size"]) + 1},
-        "miner": {"use": "hardest", "keep": int(v["hard_neg_size"])},
+        "data": {"use": "train", "draw": "pools", "anchor": anchor, "pool": v["negative_size"] + 1},
+        "miner": {"use": "hardest", "keep": v["hard_neg_size"]},
         "losses": [{"use": "margin_ranking", "margin": v["margin"], "tag": "rank_loss"}],
     }
 
 
 def _triples(v: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        "data": {"use": "train", "draw": "triples", "negatives": int(v["negative_size"])},
+        "data": {"use": "train", "draw": "triples", "negatives": v["negative_size"]},
         "losses": [{"use": "margin_ranking", "margin": v["margin"], "tag": "rank_loss"}],
     }
+
+
+def _model_config(path: Any) -> Any:
+    """Published files say /src/config/uniter-base.json; the shipped configuration of that name stands for it."""
+    file = Path(str(path))
+    shipped = resources.files("crossmodal.configs") / f"{file.stem}.json"
+    return file.stem if shipped.is_file() and not file.is_file() else path
 
 
 def add_iais(recipe: dict[str, Any], alignment: str) -> None:
@@ -152,12 +168,23 @@ def add_iais(recipe: dict[str, Any], alignment: str) -> None:
     """
     if alignment not in ("singular", "distributed"):
         raise ConfigError(f"--IAIS {alignment!r} is unknown; use singular or distributed")
-    streams = [s for s in recipe.get("streams", ()) if isinstance(s.get("data"), dict) and "anchor" in s["data"]]
-    if not streams:
-        raise ConfigError("--IAIS needs streams with an anchor (text or image); this recipe has none")
-    for stream in streams:
-        side = cast(Literal["visual", "linguistic"], {"image": "visual"}.get(stream["data"]["anchor"], "linguistic"))
-        weight = {"schedule": "exp", "scale": float(recipe.get("batch", 8))}
-        kept = [loss for loss in stream["losses"] if loss["use"] != "iais"]
+    streams = recipe.get("streams")
+    pools = [s for s in streams if _anchor(s)] if isinstance(streams, list) else []
+    if not pools:
+        raise ConfigError("--IAIS needs streams of hard-negative pools (draw: pools); this recipe has none")
+    for stream in pools:
+        side = "visual" if _anchor(stream) == "image" else "linguistic"
+        weight = {"schedule": "exp", "scale": recipe.get("batch", 8)}
+        kept = [loss for loss in stream["losses"] if not (isinstance(loss, dict) and loss.get("use") == "iais")]
         loss = {"use": "iais", "alignment": alignment, "side": side, "weight": weight, "tag": "self_attn_loss"}
         stream["losses"] = [*kept, loss]
+
+
+def _anchor(stream: Any) -> str | None:
+    """What the pools of a stream, not yet validated, are anchored at; None for streams of another kind."""
+    if not isinstance(stream, dict) or not isinstance(stream.get("losses"), list):
+        return None
+    data = stream.get("data")
+    if not isinstance(data, dict):
+        return "text" if isinstance(data, str) else None
+    return str(data.get("anchor", "text")) if data.get("draw", "pools") == "pools" else None

@@ -120,7 +120,7 @@ def test_command(good: Path) -> None:
 
 
 def test_conversion_command(tmp_path: Path) -> None:
-    np.savez(tmp_path / "a.npz", **whole())
+    np.savez(tmp_path / "a.npz", **whole())  # type: ignore[arg-type]
     arguments = [
         "regions",
         str(tmp_path),

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import lmdb
 import numpy as np
@@ -52,6 +53,13 @@ def test_a_fixed_number_is_cut_by_the_reader(tmp_path: Path) -> None:
     assert folder.name == "feat_numbb36" and [p.name for p in tmp_path.iterdir()] == ["feat_numbb36"]
     assert len(unpack(values(folder)[b"a.npz"])["conf"]) == 40
     assert len(open_regions(tmp_path, conf_th=-1)["a.npz"]) == 36
+
+
+def test_fewer_boxes_than_the_fixed_number_are_counted(tmp_path: Path) -> None:
+    records = {"a.npz": detections(boxes=50), "b.npz": detections(boxes=7)}
+    folder = write_region_db(records.items(), tmp_path, conf_th=-1)
+    for path in (tmp_path, folder):
+        assert open_regions(path, conf_th=-1).lengths == {"a.npz": 36, "b.npz": 7}
 
 
 @settings(deadline=None, max_examples=15)
@@ -101,7 +109,11 @@ def test_the_map_grows(tmp_path: Path) -> None:
 
 def test_unreadable_images_are_skipped_and_listed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     short = detections() | {"features": np.zeros((3, 8), np.float16)}
-    records = [("a.npz", detections()), ("b.npz", partial(broken, "b.npz")), ("c.npz", short)]
+    records: list[tuple[str, Any]] = [
+        ("a.npz", detections()),
+        ("b.npz", partial(broken, "b.npz")),
+        ("c.npz", short),
+    ]
     write_region_db(records, tmp_path, workers=2)
     assert open_regions(tmp_path).ids == ["a.npz"]
     skipped = json.loads((tmp_path / "skipped_feat_th0.2_max100_min10.json").read_text())

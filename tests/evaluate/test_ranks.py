@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import math
 from collections.abc import Iterator
 
@@ -45,6 +46,11 @@ def test_matrix_by_hand(ties: str, image: list[float], text: list[float]) -> Non
     assert found.text.tolist() == text
     assert found.image_ties.tolist() == [0, 1, 0, 1, 0]
     assert found.text_ties.tolist() == [0, 1, 1]
+
+
+def test_the_example_of_the_docstring_runs() -> None:
+    outcome = doctest.testmod(ranks_module)
+    assert outcome.attempted and not outcome.failed
 
 
 @st.composite
@@ -113,7 +119,7 @@ def test_captions_without_image_and_images_without_caption_only_distract() -> No
 
 def test_under_changes_the_tie_rule() -> None:
     for ties in ("optimistic", "average", "pessimistic"):
-        _assert_equal(ranks(HAND, IMAGE_OF).under(ties), ranks(HAND, IMAGE_OF, ties=ties))  # type: ignore[arg-type]
+        _assert_equal(ranks(HAND, IMAGE_OF).under(ties), ranks(HAND, IMAGE_OF, ties=ties))
 
 
 def test_lists_of_the_best_items() -> None:
@@ -152,7 +158,7 @@ def test_unknown_tie_rule() -> None:
 def test_correspondence_from_ids_and_lists() -> None:
     found = image_columns(["t1", "t0"], ["b", "a"], {"t0": "a", "t1": "b", "t9": "z"})
     assert found.tolist() == [0, 1]
-    with pytest.raises(DataError, match="'t0' .z. is not among the 1 images"):
+    with pytest.raises(DataError, match=r"'t0' \(z\) is not among the 1 images"):
         image_columns(["t0"], ["a"], {"t0": "z"})
     assert columns_from_lists([[0, 2], [2]], 4) == [[0], [], [0, 1], []]
     with pytest.raises(DataError, match="image 0 lists caption 4"):

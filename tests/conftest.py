@@ -1,0 +1,73 @@
+"""What several tests share: a tiny corpus on disk."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from crossmodal.data.region_writer import write_region_db
+from crossmodal.data.text_writer import Caption, write_text_db
+from crossmodal.data.tokenizers import train_tokenizer
+
+COLOURS = ("red", "green", "blue", "yellow", "black", "white")
+KINDS = ("dog", "cat", "car", "tree", "ball", "chair")
+IMAGES = {"train": 24, "val": 8, "test": 8}
+CAPTIONS = 3
+WIDTH = 16
+"""Numbers a region: a one-hot colour, a one-hot kind, noise."""
+
+Thing = tuple[int, int]
+
+
+@pytest.fixture(scope="session")
+def tiny_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with ``texts/<split>.db`` and ``regions/<split>`` of train, val and test; to be read only.
+
+    40 images of 3 to 9 boxes, each with 3 captions that name two of its boxes; the same on every run.
+    """
+    folder = tmp_path_factory.mktemp("tiny_world")
+    draw = random.Random(0)
+    scenes = {split: [_scene(draw) for _ in range(count)] for split, count in IMAGES.items()}
+    captions = {split: _captions(split, things, draw) for split, things in scenes.items()}
+    tokenizer = train_tokenizer([c.sentence for c in captions["train"]], vocab_size=120)
+    for split, things in scenes.items():
+        write_text_db(captions[split], folder / "texts" / f"{split}.db", tokenizer)
+        records = [(_image(split, i), _record(scene, seed=i)) for i, scene in enumerate(things)]
+        write_region_db(records, folder / "regions" / split)
+    return folder
+
+
+def _image(split: str, number: int) -> str:
+    return f"{split}_{number:02d}.npz"
+
+
+def _scene(draw: random.Random) -> list[Thing]:
+    return [(draw.randrange(len(COLOURS)), draw.randrange(len(KINDS))) for _ in range(draw.randint(3, 9))]
+
+
+def _captions(split: str, scenes: list[list[Thing]], draw: random.Random) -> list[Caption]:
+    captions = []
+    for i, scene in enumerate(scenes):
+        for n in range(CAPTIONS):
+            (a, b), (c, d) = draw.sample(scene, 2)
+            sentence = f"a {COLOURS[a]} {KINDS[b]} near a {COLOURS[c]} {KINDS[d]}" + " outside" * n
+            captions.append(Caption(f"{split}_{i:02d}_{n}", _image(split, i), sentence))
+    return captions
+
+
+def _record(scene: list[Thing], seed: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    features = rng.normal(0, 0.1, (len(scene), WIDTH))
+    for row, (colour, kind) in zip(features, scene, strict=True):
+        row[colour] += 1
+        row[len(COLOURS) + kind] += 1
+    x1, y1 = rng.uniform(0, 0.5, (2, len(scene)))
+    w, h = rng.uniform(0.1, 0.5, (2, len(scene)))
+    return {
+        "norm_bb": np.stack([x1, y1, x1 + w, y1 + h, w, h], axis=1).astype(np.float32),
+        "features": features.astype(np.float32),
+        "conf": np.sort(rng.uniform(0.3, 1, len(scene)).astype(np.float32))[::-1, None],
+    }
