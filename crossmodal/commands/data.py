@@ -171,9 +171,7 @@ def check(
     max_bb: MaxBB = 100,
     min_bb: MinBB = 10,
     num_bb: NumBB = 36,
-    compressed: Annotated[
-        bool | None, typer.Option(help="Which flavour; the one that is there if absent.")
-    ] = None,
+    compressed: Annotated[bool | None, typer.Option(help="Which flavour; the one that is there if absent.")] = None,
 ) -> None:
     """Read databases whole and report what is wrong. Exit status 1 if anything is."""
     from crossmodal.data.check import check as run_check
@@ -181,9 +179,7 @@ def check(
     from crossmodal.data.texts import TextDB
     from crossmodal.errors import DataError
 
-    db = open_regions(
-        regions, conf_th=conf_th, max_bb=max_bb, min_bb=min_bb, num_bb=num_bb, compressed=compressed
-    )
+    db = open_regions(regions, conf_th=conf_th, max_bb=max_bb, min_bb=min_bb, num_bb=num_bb, compressed=compressed)
     unusable = None
     text_db = None
     if texts is not None:
@@ -203,6 +199,4 @@ def _report_regions(written: Path) -> None:
 
     db = open_regions(written)
     boxes = list(db.lengths.values())
-    typer.echo(
-        f"{len(db)} images, {min(boxes)} to {max(boxes)} boxes each, {db.feature_dim} numbers a box: {written}"
-    )
+    typer.echo(f"{len(db)} images, {min(boxes)} to {max(boxes)} boxes each, {db.feature_dim} numbers a box: {written}")

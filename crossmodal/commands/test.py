@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
@@ -12,10 +12,10 @@ def test(
     context: typer.Context,
     checkpoint: Annotated[Path, typer.Option(help="A run or checkpoint folder, or a published .pt file.")],
     split: Annotated[str, typer.Option(help="Name of a corpus of the run's recipe.")] = "test",
-    txt_db: Annotated[Optional[Path], typer.Option("--txt_db", "--txt-db", help="A text database instead.")] = None,  # noqa: UP045
-    img_db: Annotated[Optional[Path], typer.Option("--img_db", "--img-db", help="Its region database.")] = None,  # noqa: UP045
+    txt_db: Annotated[Path | None, typer.Option("--txt_db", "--txt-db", help="A text database instead.")] = None,
+    img_db: Annotated[Path | None, typer.Option("--img_db", "--img-db", help="Its region database.")] = None,
     output: Annotated[
-        Optional[Path], typer.Option("--output", "--output_dir", help="Folder for scores, ranks, results.")  # noqa: UP045
+        Path | None, typer.Option("--output", "--output_dir", help="Folder for scores, ranks, results.")
     ] = None,
     folds: Annotated[int, typer.Option(help="Folds of consecutive images; 5 for COCO 1K from 5K.")] = 1,
     ties: Annotated[str, typer.Option(help="optimistic, average or pessimistic.")] = "average",
@@ -62,7 +62,8 @@ def test(
             return
         print(describe_evaluation(found))
         settings |= {"folds": folds, "ties": ties, "reference_count": reference_count, "processes": process.size}
-        folder = output or checkpoint.with_suffix("") / f"test_{split}"
+        beside = checkpoint if checkpoint.is_dir() else checkpoint.with_suffix("")
+        folder = output or beside / f"test_{split}"
         save_evaluation(folder, found, settings)
         log.info("scores, ranks and results: %s", folder)
         if report:

@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
 
 def train(
     context: typer.Context,
-    config: Annotated[
-        str, typer.Option(help="A recipe (YAML), a published configuration (JSON), or a shipped name.")
-    ],
-    output: Annotated[
-        Optional[Path], typer.Option(help="Run folder; without it, a new one under runs/.")
-    ] = None,  # noqa: UP045
-    iais: Annotated[
-        Optional[str], typer.Option("--IAIS", help="singular or distributed: adds the regulariser.")
-    ] = None,  # noqa: UP045
-    set_: Annotated[Optional[list[str]], typer.Option("--set", help="Override a key: a.b.0.c=value.")] = None,  # noqa: UP045
+    config: Annotated[str, typer.Option(help="A recipe (YAML), a published configuration (JSON), or a shipped name.")],
+    output: Annotated[Path | None, typer.Option(help="Run folder; without it, a new one under runs/.")] = None,
+    iais: Annotated[str | None, typer.Option("--IAIS", help="singular or distributed: adds the regulariser.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Override a key: a.b.0.c=value.")] = None,
     resume: Annotated[bool, typer.Option(help="Go on with the run in --output.")] = False,
 ) -> None:
     """Fine-tune a recipe. Published flags (--learning_rate 5e-5 ...) are taken with a published configuration."""
@@ -32,9 +26,7 @@ def train(
 
     from .flags import published_flags
 
-    recipe, published_output = load_any(
-        config, flags=published_flags(context.args), iais=iais, overrides=set_ or []
-    )
+    recipe, published_output = load_any(config, flags=published_flags(context.args), iais=iais, overrides=set_ or [])
     if output is None and published_output:
         output = Path(published_output)
     if resume and output is None:

@@ -124,9 +124,8 @@ def _describe(picture: NDArray[np.uint8], boxes: list[Box]) -> dict[str, Array]:
         )
         for box in boxes
     ]
-    patches: Array = np.stack([np.asarray(p, dtype=np.float32) for p in resized]) / np.float32(
-        255
-    )  # (R, P, P, 3)
+    patches: Array = np.stack([np.asarray(p, dtype=np.float32) for p in resized])  # (R, P, P, 3)
+    patches /= 255
     # The backgrounds are light and pale, so a pixel is foreground as far as one channel is dark.
     foreground: Array = np.clip((0.85 - patches.min(axis=-1)) / 0.15, 0, 1)  # (R, P, P)
     corners = np.asarray(boxes, dtype=np.float32)

@@ -35,7 +35,9 @@ def edit_accuracy(
     with inference(model):
         a = model.encode("text", model.processor("text", [n["sentence"] for n in negatives]).to(model.device))
         size = len(scored.image_ids)
-        b = model.encode("image", next(corpus.batches("image", corpus.image_keys, model.processor, size)).to(model.device))
+        b = model.encode(
+            "image", next(corpus.batches("image", corpus.image_keys, model.processor, size)).to(model.device)
+        )
         scorer = next(iter(model.scorers.values()))
         edited = score_pairs(scorer, a, b, torch.tensor([list(pair) for pair in enumerate(images)])).cpu()
     true = scored.scores[[row[n["caption_id"]] for n in negatives], images]

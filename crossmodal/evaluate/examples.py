@@ -43,7 +43,9 @@ def example_queries(
     for row in [*_spread(found, count - count // 2), *_spread(missed, count // 2)]:
         best = scored.scores[row].topk(min(shown, scored.scores.shape[1]))
         hits = [
-            Hit(column == int(scored.image_of[row]), pictures(scored.image_ids[column]), scored.image_ids[column], value)
+            Hit(
+                column == int(scored.image_of[row]), pictures(scored.image_ids[column]), scored.image_ids[column], value
+            )
             for value, column in zip(best.values.tolist(), best.indices.tolist(), strict=True)
         ]
         queries.append(Query(hits, text=texts[row], rank=float(ranks[row])))

@@ -32,7 +32,9 @@ def report_retrieval(
     """Recall, example queries and attention in ``folder/report.html``; pictures where they are at hand."""
     pictures = pictures or pictures_in()
     bars = plot_recall(
-        {"model": found.metrics}, intervals={"model": found.intervals} if found.intervals else None, chance=found.chance or None
+        {"model": found.metrics},
+        intervals={"model": found.intervals} if found.intervals else None,
+        chance=found.chance or None,
     )
     queries = example_queries(found.scored, corpus, found.ranks.image, pictures)
     return write_report(

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -52,14 +52,13 @@ def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Mo
     Raises CheckpointError where the folder is not a checkpoint.
     """
     folder = find_checkpoint(Path(path))
-    description = json.loads((folder / "model.json").read_text())
-    if description["model"] not in registered():
+    name, config = read_description(folder)
+    model = registered()[name](config)
+    report = load_state(model, read_state(folder), where=folder)
+    if report.new:
         raise CheckpointError(
-            f"{folder / 'model.json'} names the model {description['model']!r}; "
-            f"{nearest(description['model'], registered())}"
+            f"{folder} lacks {len(report.new)} tensors of its model ({', '.join(report.new)}); copy or write it again"
         )
-    model = registered()[description["model"]](description["config"])
-    load_state(model, read_state(folder), where=folder)
     from crossmodal.data.processors import FILE, UniterProcessor
 
     if (folder / FILE).is_file():
@@ -74,6 +73,22 @@ def find_checkpoint(path: Path) -> Path:
             return folder
     what = "does not exist" if not path.exists() else "holds no model.json"
     raise CheckpointError(f"{path} {what}; give a checkpoint folder, or the run folder that holds best/ or last/")
+
+
+def read_description(folder: Path) -> tuple[str, dict[str, Any]]:
+    """The registered name of a checkpoint folder's model, and its configuration.
+
+    Raises CheckpointError where model.json cannot be read or names another model.
+    """
+    file = folder / "model.json"
+    try:
+        description = json.loads(file.read_text())
+        name, config = str(description["model"]), dict(description["config"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{file} does not describe a model ({error!r}); copy or write it again") from None
+    if name not in registered():
+        raise CheckpointError(f"{file} names the model {name!r}; {nearest(name, registered())}")
+    return name, config
 
 
 def save(model: Model, folder: Path) -> None:
@@ -110,7 +125,9 @@ def read_state(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch and safetensors raise many kinds; each means: not readable as weights
-        reason = str(error).splitlines()[0]
+        reason = (str(error).splitlines() or ["it is cut off"])[0]
+        if "Weights only" in reason:  # torch goes on to say how to load the pickle all the same
+            reason = "it is no plain dictionary of tensors"
         raise CheckpointError(
             f"{path} cannot be read as plain weights ({reason}); export its state dict again"
         ) from None

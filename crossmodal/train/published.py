@@ -77,7 +77,9 @@ def load_any(
     return recipe, given.get("output_dir")
 
 
-def translate(values: Mapping[str, Any], *, name: str = "published", where: str = "the configuration") -> dict[str, Any]:
+def translate(
+    values: Mapping[str, Any], *, name: str = "published", where: str = "the configuration"
+) -> dict[str, Any]:
     """A published configuration as the mapping of a recipe.
 
     Raises ConfigError for keys that neither the published scripts nor this table know.
@@ -96,7 +98,7 @@ def translate(values: Mapping[str, Any], *, name: str = "published", where: str 
     if wrong:
         raise ConfigError(f"{where} cannot be used:\n  " + "\n  ".join(wrong))
     if v.get("model_config"):
-        v["model_config"] = _model_config(v["model_config"])
+        v["model_config"] = model_config(v["model_config"])
     hard = "hard_neg_size" in values or "negative_size" not in values or v["negative_size"] > 1
     recipe: dict[str, Any] = {"name": name, "model": {}, "optimizer": {}, "validation": {}}
     for published, own in DIRECT.items():
@@ -152,7 +154,7 @@ def _triples(v: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _model_config(path: Any) -> Any:
+def model_config(path: Any) -> Any:
     """Published files say /src/config/uniter-base.json; the shipped configuration of that name stands for it."""
     file = Path(str(path))
     shipped = resources.files("crossmodal.configs") / f"{file.stem}.json"

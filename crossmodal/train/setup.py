@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +11,7 @@ from crossmodal.data.corpus import Corpus, open_corpus
 from crossmodal.data.processors import UniterProcessor
 from crossmodal.errors import ConfigError, nearest
 from crossmodal.model.base import Model, registered
-from crossmodal.model.checkpoints import find_checkpoint, load_weights
+from crossmodal.model.checkpoints import find_checkpoint, load_weights, read_description
 
 from .recipe import DataSpec, ModelSpec, read_config
 
@@ -92,5 +91,4 @@ def _config(spec: ModelSpec, folder: Path | None) -> dict[str, Any]:
     given = read_config(spec.config) if isinstance(spec.config, str) else dict(spec.config)
     if folder is None:
         return given
-    stored: dict[str, Any] = json.loads((folder / "model.json").read_text())["config"]
-    return {**stored, **given}
+    return {**read_description(folder)[1], **given}

@@ -43,8 +43,16 @@ class Trainer:
     recipe.yaml, versions.json, metrics.jsonl, tensorboard/, checkpoints/step_N (the last `keep`), best, last.
     """
 
-    def __init__(self, recipe: Recipe, output: Path, ranks: OneProcess | None = None, *, resume: bool = False) -> None:
-        self.recipe, self.output, self.ranks = recipe, output, ranks or OneProcess()
+    def __init__(
+        self,
+        recipe: Recipe,
+        output: Path,
+        ranks: OneProcess | None = None,
+        *,
+        resume: bool = False,
+        progress: bool = True,
+    ) -> None:
+        self.recipe, self.output, self.ranks, self.progress = recipe, output, ranks or OneProcess(), progress
         self.device = _device(self.ranks)
         _seed(recipe.seed)
         self._corpora: dict[str, Corpus] = {}
@@ -80,7 +88,7 @@ class Trainer:
         """Run to the last step. Returns the last validation's metrics, or nothing without validation."""
         loaders = self._loaders()
         metrics: dict[str, float] = {}
-        hidden = self.ranks.rank > 0
+        hidden = self.ranks.rank > 0 or not self.progress
         with tqdm(
             total=self.recipe.steps, initial=self.step, desc=self.recipe.name, unit="step", disable=hidden
         ) as bar:
