@@ -121,6 +121,9 @@ def texts(
     images: Annotated[
         Path | None, typer.Option(help="Image database: keep only captions whose image it holds.")
     ] = None,
+    divide: Annotated[
+        str | None, typer.Option(help="Several databases by image: train=0.8,val=0.1,test=0.1.")
+    ] = None,
 ) -> None:
     """Convert captions to a UNITER-compatible text database."""
     from crossmodal.data.text_writer import write_texts
@@ -135,6 +138,7 @@ def texts(
         image_suffix=image_suffix,
         lowercase=lowercase,
         images=images,
+        divide=None if divide is None else _shares(divide),
     )
     typer.echo(f"{done['captions']} captions of {done['images']} images: {done['output']}")
     if done["without_image"]:
@@ -143,6 +147,8 @@ def texts(
             f"{done['without_image']} captions left out: {len(missing)} images are not in {images}, "
             f"such as {missing[0]}"
         )
+    if divide is not None:
+        typer.echo(", ".join(f"{name}: {count} captions" for name, count in done["parts"].items()))
     if done["empty"]:
         typer.echo(f"{len(done['empty'])} captions left out: no word piece, such as {done['empty'][0]}")
 
@@ -200,3 +206,13 @@ def _report_regions(written: Path) -> None:
     db = open_regions(written)
     boxes = list(db.lengths.values())
     typer.echo(f"{len(db)} images, {min(boxes)} to {max(boxes)} boxes each, {db.feature_dim} numbers a box: {written}")
+
+
+def _shares(text: str) -> dict[str, float]:
+    """``train=0.8,test=0.2`` as a mapping."""
+    from crossmodal.errors import ConfigError
+
+    try:
+        return {name.strip(): float(share) for name, share in (part.split("=") for part in text.split(","))}
+    except ValueError:
+        raise ConfigError(f"--divide {text!r} cannot be read; write it as train=0.8,val=0.1,test=0.1") from None

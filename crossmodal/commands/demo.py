@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
 
 def demo(
-    output: Annotated[Optional[Path], typer.Option(help="Folder; without it, a new one under runs/.")] = None,  # noqa: UP045
+    output: Annotated[Path | None, typer.Option(help="Folder; without it, a new one under runs/.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the world and of training.")] = 0,
     quick: Annotated[bool, typer.Option(help="A few steps on a tiny world: does everything run?")] = False,
 ) -> None:

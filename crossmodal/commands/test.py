@@ -21,6 +21,7 @@ def test(
     ties: Annotated[str, typer.Option(help="optimistic, average or pessimistic.")] = "average",
     reference_count: Annotated[bool, typer.Option(help="Count image recall as the published code does.")] = False,
     report: Annotated[bool, typer.Option(help="Also write report.html.")] = False,
+    pictures: Annotated[Path | None, typer.Option(help="Folder of pictures to show in the report.")] = None,
     token_budget: Annotated[int, typer.Option(help="Tokens scored at once.")] = 16384,
 ) -> None:
     """Score every caption against every image of a split and print recall@K both ways.
@@ -67,8 +68,10 @@ def test(
         save_evaluation(folder, found, settings)
         log.info("scores, ranks and results: %s", folder)
         if report:
+            from crossmodal.evaluate.examples import pictures_in
             from crossmodal.evaluate.report_retrieval import report_retrieval
 
-            log.info("report: %s", report_retrieval(folder, found, model, corpus))
+            shown = pictures_in(pictures) if pictures else None
+            log.info("report: %s", report_retrieval(folder, found, model, corpus, shown))
     finally:
         process.close()

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from crossmodal.data.captions import Caption, read_captions
 from crossmodal.data.environments import close
+from crossmodal.data.samplers import stable_hash
 from crossmodal.data.texts import encode_record
 from crossmodal.data.tokenizers import Tokenizer, load_tokenizer, train_tokenizer
 from crossmodal.errors import ConfigError, DataError
@@ -167,14 +168,17 @@ def write_texts(
     image_suffix: str | None = ".npz",
     lowercase: bool = True,
     images: str | os.PathLike[str] | None = None,
+    divide: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
-    """A caption file -> a text database. What was done and left out is returned.
+    """A caption file -> a text database, or several. What was done and left out is returned.
 
     format, split: see `read_captions`.
     tokenizer:     anything `load_tokenizer` takes; None trains one on these captions, of at most `vocab_size`
                    pieces, lower-casing if `lowercase` says so (a given tokenizer knows its own case).
     image_suffix:  an image's key is the stem of its file name with this; None keeps the file name.
     images:        a region database or a folder of pictures: captions whose image isn't there are left out.
+    divide:        name -> share: the images are divided at random, always alike, over databases of these names
+                   inside `output`; a tokenizer is trained on the captions of the first one alone.
 
     The report: ``output``, ``format``, ``captions``, ``images``, ``splits``, ``tokenizer``, ``vocab_size``,
     ``missing_images`` (their keys), ``without_image`` (how many captions these had) and ``empty`` (ids of
@@ -195,31 +199,56 @@ def write_texts(
                 f"no image of {source} (such as {captions[0].image!r}) is in {images} "
                 f"(such as {min(present, default='nothing')!r}); check the folder and the image suffix"
             )
+    parts = {Path(output): kept}
+    if divide is not None:
+        parts = {Path(output) / name: part for name, part in _divided(kept, divide).items()}
     if tokenizer is None:
-        tokenizer = train_tokenizer([caption.sentence for caption in kept], vocab_size, lowercase)
+        sentences = [caption.sentence for caption in next(iter(parts.values()))]
+        tokenizer = train_tokenizer(sentences, vocab_size, lowercase)
     elif not isinstance(tokenizer, Tokenizer):
         tokenizer = load_tokenizer(tokenizer)
-    with TextWriter(output, tokenizer, meta={"annotation": str(source)}) as writer:
-        for caption in tqdm(kept, desc="captions", unit="", disable=None):
-            writer.add(caption)
-    empty = frozenset(writer.empty)
-    written = [caption for caption in kept if caption.id not in empty]
+    empty: list[str] = []
+    for folder, part in parts.items():
+        with TextWriter(folder, tokenizer, meta={"annotation": str(source)}) as writer:
+            for caption in tqdm(part, desc=f"captions of {folder.name}", unit="", disable=None):
+                writer.add(caption)
+        empty += writer.empty
+    skipped = frozenset(empty)
+    written = [caption for caption in kept if caption.id not in skipped]
     splits: dict[str, int] = {}
     for caption in written:
         if caption.split is not None:
             splits[caption.split] = splits.get(caption.split, 0) + 1
     return {
-        "output": str(writer.output),
+        "output": str(output),
+        "parts": {folder.name: len(part) for folder, part in parts.items()},
         "format": format,
-        "captions": writer.count,
+        "captions": len(written),
         "images": len({caption.image for caption in written}),
         "splits": splits,
         "tokenizer": tokenizer.name,
         "vocab_size": tokenizer.vocab_size,
         "missing_images": missing,
         "without_image": len(captions) - len(kept),
-        "empty": writer.empty,
+        "empty": empty,
     }
+
+
+def _divided(captions: list[Caption], shares: Mapping[str, float]) -> dict[str, list[Caption]]:
+    """Captions by part: images in an order that depends on their keys alone, cut at the shares."""
+    if not shares or min(shares.values()) <= 0 or abs(sum(shares.values()) - 1) > 1e-6:
+        raise ConfigError(f"the shares {dict(shares)} do not divide the images; give positive ones that add up to 1")
+    images = sorted({caption.image for caption in captions}, key=lambda image: stable_hash(("divide", image)))
+    part_of: dict[str, str] = {}
+    start, share = 0, 0.0
+    for name, value in shares.items():
+        share += value
+        stop = round(share * len(images))
+        if stop == start:
+            raise DataError(f"{len(images)} images leave none for the part {name!r}; give it a larger share")
+        part_of |= dict.fromkeys(images[start:stop], name)
+        start = stop
+    return {name: [c for c in captions if part_of[c.image] == name] for name in shares}
 
 
 def _keyed(captions: list[Caption], suffix: str | None, source: Path) -> list[Caption]:

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from crossmodal.data.batches import Batch
 from crossmodal.data.datasets import Dataset as Anchors
 from crossmodal.data.samplers import GlobalOrder
+from crossmodal.errors import CrossmodalError
 
 Request = tuple[int, list[int]]  # epoch, anchors
 
@@ -33,13 +34,18 @@ class _Requests(Sampler[Request]):
             step += 1
 
 
-class _Batches(Dataset[Batch]):
+class _Batches(Dataset["Batch | CrossmodalError"]):
+    """A batch, or the user's mistake that reading it came upon: raised, a worker would wrap it in its traceback."""
+
     def __init__(self, anchors: Anchors) -> None:
         self.anchors = anchors
 
-    def __getitem__(self, request: Request) -> Batch:
+    def __getitem__(self, request: Request) -> Batch | CrossmodalError:
         epoch, anchors = request
-        return self.anchors.batch(anchors, epoch)
+        try:
+            return self.anchors.batch(anchors, epoch)
+        except CrossmodalError as error:
+            return error
 
 
 class StreamLoader:
@@ -49,7 +55,7 @@ class StreamLoader:
         self, anchors: Anchors, order: GlobalOrder, *, accumulate: int, workers: int, start: int, pin: bool
     ) -> None:
         self._requests = _Requests(order, accumulate, start)
-        loader: DataLoader[Batch] = DataLoader(
+        loader: DataLoader[Batch | CrossmodalError] = DataLoader(
             _Batches(anchors),
             batch_size=None,
             sampler=self._requests,
@@ -62,7 +68,13 @@ class StreamLoader:
         self._position = start
 
     def next(self) -> list[Batch]:
-        """The micro-batches of the stream's next step."""
+        """The micro-batches of the stream's next step. Raises what stood in the way of reading them."""
         count = len(self._requests.step(self._position))
         self._position += 1
-        return [next(self._batches) for _ in range(count)]
+        return [self._read() for _ in range(count)]
+
+    def _read(self) -> Batch:
+        found = next(self._batches)
+        if isinstance(found, CrossmodalError):
+            raise found
+        return found

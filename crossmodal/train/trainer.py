@@ -157,12 +157,13 @@ class Trainer:
                 "scaler": self.engine.scaler.state_dict(), "losses": self.engine.modules.state_dict(),
                 "random": states, "ranks": self.ranks.size,
             }  # fmt: skip
-            checkpoints.write(self.output / "checkpoints" / f"step_{self.step}", self.model, training)
-            checkpoints.drop_old(self.output, self.recipe.keep)
+            # The step's checkpoint comes last: a run that is cut off before it writes the others again.
             if improved:
                 checkpoints.write(self.output / "best", self.model)
             if self.step == self.recipe.steps:
                 checkpoints.write(self.output / "last", self.model)
+            checkpoints.write(self.output / "checkpoints" / f"step_{self.step}", self.model, training)
+            checkpoints.drop_old(self.output, self.recipe.keep)
         self.ranks.barrier()
 
     def _restore(self) -> None:

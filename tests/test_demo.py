@@ -1,0 +1,59 @@
+"""The main job, shortened: everything runs and what it writes holds together."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from crossmodal.cli import run
+from crossmodal.demo import ARMS, EDITS
+from crossmodal.evaluate.recall import NAMES
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("demo") / "run"
+    assert run(["demo", "--quick", "--output", str(folder)]) == 0
+    return folder
+
+
+@pytest.mark.slow
+def test_demo_json(demo: Path) -> None:
+    summary = json.loads((demo / "demo.json").read_text())
+    assert summary["arms"].keys() == set(ARMS) and summary["seconds"] > 0
+    assert summary["chance"]["txt_r1"] == summary["chance"]["img_r1"] == pytest.approx(1 / 12)
+    for arm in summary["arms"].values():
+        shares = [arm[name] for name in NAMES] + [arm["edits"][kind] for kind in EDITS]
+        assert all(0 <= share <= 1 for share in shares)
+        assert arm["relation_distance"] > 0
+
+
+@pytest.mark.slow
+def test_arms_differ_by_the_regulariser_alone(demo: Path) -> None:
+    import yaml
+
+    iais, plain = (yaml.safe_load((demo / arm / "recipe.yaml").read_text()) for arm in ARMS)
+    assert [loss["use"] for s in iais["streams"] for loss in s["losses"]] == ["margin_ranking", "iais"] * 2
+    for stream in iais["streams"]:
+        stream["losses"] = [loss for loss in stream["losses"] if loss["use"] != "iais"]
+    assert iais == plain
+
+
+@pytest.mark.slow
+def test_report_is_whole_and_self_contained(demo: Path) -> None:
+    page = (demo / "report.html").read_text()
+    assert page.count("data:image/") >= 10
+    assert not re.search(r'(src|href)="(?!data:|#)', page)
+    for heading in ("Results", "Figures", "Example queries", "Where words look"):
+        assert heading in page
+
+
+@pytest.mark.slow
+def test_an_output_folder_in_use_is_refused(demo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (demo / "demo.json").read_bytes()
+    assert run(["demo", "--quick", "--output", str(demo)]) == 2
+    assert "is not empty" in capsys.readouterr().err
+    assert (demo / "demo.json").read_bytes() == before
