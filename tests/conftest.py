@@ -1,7 +1,8 @@
-"""What several tests share: a tiny corpus on disk."""
+"""What several tests share: a tiny corpus on disk, and a run on it."""
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 
@@ -11,6 +12,9 @@ import pytest
 from crossmodal.data.region_writer import write_region_db
 from crossmodal.data.text_writer import Caption, write_text_db
 from crossmodal.data.tokenizers import train_tokenizer
+
+from .commands import command
+from .recipes import tiny_recipe, write_recipe
 
 COLOURS = ("red", "green", "blue", "yellow", "black", "white")
 KINDS = ("dog", "cat", "car", "tree", "ball", "chair")
@@ -38,6 +42,30 @@ def tiny_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         records = [(_image(split, i), _record(scene, seed=i)) for i, scene in enumerate(things)]
         write_region_db(records, folder / "regions" / split)
     return folder
+
+
+@pytest.fixture
+def recipe_file(tiny_world: Path, tmp_path: Path) -> Path:
+    """A recipe that trains on `tiny_world`."""
+    return write_recipe(tmp_path / "recipe.yaml", tiny_recipe(tiny_world))
+
+
+@pytest.fixture(scope="session")
+def trained(tiny_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run with IAIS, to be read only."""
+    folder = tmp_path_factory.mktemp("trained")
+    source = write_recipe(folder / "recipe.yaml", tiny_recipe(tiny_world))
+    assert command("train", "--config", source, "--output", folder / "run", "--IAIS", "singular") == 0
+    return folder / "run"
+
+
+@pytest.fixture(scope="session")
+def exported(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The run's best checkpoint as a published file, and the published kind of model configuration."""
+    folder = tmp_path_factory.mktemp("exported")
+    assert command("export", trained / "best", "--output", folder / "model.pt") == 0
+    (folder / "config.json").write_text(json.dumps(tiny_recipe(Path())["model"]["config"]))
+    return folder / "model.pt", folder / "config.json"
 
 
 def _image(split: str, number: int) -> str:
