@@ -154,7 +154,7 @@ def test_a_recipe_that_names_a_test_corpus_is_tested(
     source = write_recipe(tmp_path / "r.yaml", tiny_recipe(tiny_world, steps=1, test="test"))
     assert command("train", "--config", source, "--output", tmp_path / "run") == 0
     assert "text retrieval R10: " in capsys.readouterr().out
-    assert (tmp_path / "run" / "test_test" / "results.json").is_file()
+    assert (tmp_path / "run" / "last" / "test_test" / "results.json").is_file()
 
 
 def script(name: str, *words: object, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -169,8 +169,8 @@ def test_the_scripts_at_the_root(tiny_world: Path, tmp_path: Path) -> None:
     tested = script("test_itm.py", "--checkpoint", "runs/run_001", "--report", cwd=tmp_path)
     assert tested.returncode == 0, tested.stderr
     assert "mean of both directions: " in tested.stdout
-    assert scores_of(tmp_path / "runs" / "run_001" / "test_test")[0].shape == (24, 8)
-    assert (tmp_path / "runs" / "run_001" / "test_test" / "report.html").is_file()
+    assert scores_of(tmp_path / "runs" / "run_001" / "best" / "test_test")[0].shape == (24, 8)
+    assert (tmp_path / "runs" / "run_001" / "best" / "test_test" / "report.html").is_file()
 
 
 def test_a_script_says_what_is_wrong_and_exits_with_2(trained: Path, tmp_path: Path) -> None:

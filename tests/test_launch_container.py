@@ -37,9 +37,7 @@ def launch(*arguments: str, **environment: str) -> subprocess.CompletedProcess[s
     return shell([str(SCRIPT), *arguments], **environment)
 
 
-def words(
-    folders: list[str], *, gpus: str | None, image: str = "crossmodal", terminal: str = "-i"
-) -> list[str]:
+def words(folders: list[str], *, gpus: str | None, image: str = "crossmodal", terminal: str = "-i") -> list[str]:
     """The command that is expected, word for word."""
     txt, img, output, pretrain = folders
     devices = [] if gpus is None else ["--gpus", f'"device={gpus}"', "-e", f"NVIDIA_VISIBLE_DEVICES={gpus}"]
@@ -166,9 +164,7 @@ def test_other_mistakes(folders: list[str], tmp_path: Path) -> None:
 def test_help() -> None:
     result = launch("--help")
     assert result.returncode == 0
-    assert all(
-        word in result.stdout for word in ("TXT_DB IMG_DB OUTPUT PRETRAIN", "--cpu", "--dry-run", "--image")
-    )
+    assert all(word in result.stdout for word in ("TXT_DB IMG_DB OUTPUT PRETRAIN", "--cpu", "--dry-run", "--image"))
 
 
 @pytest.mark.parametrize("name", SHELLS)
@@ -191,9 +187,7 @@ def test_sourced_it_leaves_the_shell_as_it_was(name: str, folders: list[str]) ->
 
 @pytest.mark.parametrize("options", ["-e", "-u", "-eu -o pipefail", "-f"])
 def test_sourced_under_the_users_options(options: str, folders: list[str]) -> None:
-    line = (
-        f"set {options}; source {shlex.quote(str(SCRIPT))} {shlex.join(folders)} --cpu --dry-run; echo done"
-    )
+    line = f"set {options}; source {shlex.quote(str(SCRIPT))} {shlex.join(folders)} --cpu --dry-run; echo done"
     result = shell(["bash", "-c", line])
     assert result.returncode == 0, result.stderr
     assert result.stdout.splitlines()[-1] == "done"

@@ -137,9 +137,7 @@ def test_pytest_does_not_walk_the_links(tmp_path: Path) -> None:
             (tmp_path / folder / name / f"test_{folder}_{name}.py").write_text("def test_it(): pass\n")
         (tmp_path / name).symlink_to(f"crossmodal/{name}")
     command = [sys.executable, "-m", "pytest", "-q", "--collect-only", "-p", "no:cacheprovider"]
-    assert {line.split("/")[0] for line in run(*command, cwd=tmp_path).splitlines() if "::" in line} == {
-        "tests"
-    }
+    assert {line.split("/")[0] for line in run(*command, cwd=tmp_path).splitlines() if "::" in line} == {"tests"}
     everything = [line for line in run(*command, ".", cwd=tmp_path).splitlines() if "::" in line]
     assert len(everything) == 2 * len(LINKS)
     assert through_a_link("\n".join(everything)) == []

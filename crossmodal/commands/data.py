@@ -121,9 +121,7 @@ def texts(
     images: Annotated[
         Path | None, typer.Option(help="Image database: keep only captions whose image it holds.")
     ] = None,
-    divide: Annotated[
-        str | None, typer.Option(help="Several databases by image: train=0.8,val=0.1,test=0.1.")
-    ] = None,
+    divide: Annotated[str | None, typer.Option(help="Several databases by image: train=0.8,val=0.1,test=0.1.")] = None,
 ) -> None:
     """Convert captions to a UNITER-compatible text database."""
     from crossmodal.data.text_writer import write_texts

@@ -35,6 +35,7 @@ def test(
 
     from crossmodal.errors import ConfigError
     from crossmodal.evaluate.run import describe_evaluation, evaluate_corpus, save_evaluation
+    from crossmodal.model.checkpoints import find_checkpoint
     from crossmodal.train.distributed import connect
 
     from .flags import published_flags
@@ -63,7 +64,7 @@ def test(
             return
         print(describe_evaluation(found))
         settings |= {"folds": folds, "ties": ties, "reference_count": reference_count, "processes": process.size}
-        beside = checkpoint if checkpoint.is_dir() else checkpoint.with_suffix("")
+        beside = find_checkpoint(checkpoint) if checkpoint.is_dir() else checkpoint.with_suffix("")
         folder = output or beside / f"test_{split}"
         save_evaluation(folder, found, settings)
         log.info("scores, ranks and results: %s", folder)

@@ -49,6 +49,8 @@ def train(
             found = evaluate_corpus(trainer.model, trainer.corpus(recipe.test), process=ranks)
             if ranks.rank == 0:
                 print(describe_evaluation(found))
-                save_evaluation(folder / f"test_{recipe.test}", found, {"checkpoint": "last", "split": recipe.test})
+                save_evaluation(
+                    folder / "last" / f"test_{recipe.test}", found, {"checkpoint": "last", "split": recipe.test}
+                )
     finally:
         ranks.close()

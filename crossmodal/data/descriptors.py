@@ -69,9 +69,7 @@ def _gradients(gray: Array) -> Array:
     step = _SIDE // _CELLS
     part = np.arange(_SIDE) // step
     codes = (part[:, None] * _CELLS + part[None, :])[None] * _ORIENTATIONS + bins
-    return _histogram(
-        codes.reshape(len(gray), -1), _CELLS**2 * _ORIENTATIONS, magnitude.reshape(len(gray), -1)
-    )
+    return _histogram(codes.reshape(len(gray), -1), _CELLS**2 * _ORIENTATIONS, magnitude.reshape(len(gray), -1))
 
 
 def _texture(gray: Array) -> Array:

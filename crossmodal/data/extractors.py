@@ -82,9 +82,7 @@ class GridExtractor:
         order = np.argsort(-saliency, kind="stable")
         corners, saliency = corners[order], saliency[order]
         description = describe(image, corners)
-        features = np.maximum(
-            description @ _projection(description.shape[1], self.feature_dim, self.seed), 0.0
-        )
+        features = np.maximum(description @ _projection(description.shape[1], self.feature_dim, self.seed), 0.0)
         return RegionItem(
             id=name,
             features=features,

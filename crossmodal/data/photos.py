@@ -61,9 +61,7 @@ def find_photos(folder: Path) -> dict[str, Path]:
     for path in sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES):
         name = f"{path.stem}.npz"
         if name in photos:
-            raise DataError(
-                f"{path} and {photos[name].name} would both be stored as {name}; rename one of them."
-            )
+            raise DataError(f"{path} and {photos[name].name} would both be stored as {name}; rename one of them.")
         photos[name] = path
     if not photos:
         raise DataError(f"{folder} holds no picture ending in {', '.join(sorted(SUFFIXES))}.")

@@ -99,9 +99,7 @@ class RegionDB(ABC):
             raise DataError(f"{self.path} holds no soft_labels for {key}.")
         for name in _ALWAYS[:2]:
             if name not in record:
-                raise DataError(
-                    f"{self.path} holds no {name} for {key}, only {', '.join(record) or 'nothing'}."
-                )
+                raise DataError(f"{self.path} holds no {name} for {key}, only {', '.join(record) or 'nothing'}.")
         return RegionItem(
             id=key,
             features=record["features"],

@@ -66,8 +66,7 @@ def _norm_bb(arrays: Mapping[str, Any], where: str) -> tuple[Array, bool]:
     widths = (4,) if norm_bb is None else (4, 6)
     if found is None or np.ndim(found) != 2 or np.shape(found)[1] not in widths:
         raise DataError(
-            f"{where} holds neither norm_bb (boxes, 6) nor {' or '.join(_BOXES)} (boxes, 4); "
-            f"it holds {_names(arrays)}."
+            f"{where} holds neither norm_bb (boxes, 6) nor {' or '.join(_BOXES)} (boxes, 4); it holds {_names(arrays)}."
         )
     found = np.asarray(found)
     if norm_bb is not None:

@@ -57,9 +57,7 @@ class LmdbRegions(RegionDB):
         for key in tqdm(self.ids, desc=f"counting boxes of {self.path.name}", disable=None):
             record = self._record(key, ("conf", "norm_bb"), None)
             if "norm_bb" not in record:
-                raise DataError(
-                    f"The record of {key} in {self.path} has no norm_bb; convert that image again."
-                )
+                raise DataError(f"The record of {key} in {self.path} has no norm_bb; convert that image again.")
             lengths[key] = self.rule.count(record.get("conf"), len(record["norm_bb"]))
         return lengths
 
@@ -78,9 +76,7 @@ class LmdbRegions(RegionDB):
         return ids
 
 
-def read_record(
-    folder: Path, key: str, only: Collection[str] | None = None, limit: int | None = None
-) -> Record:
+def read_record(folder: Path, key: str, only: Collection[str] | None = None, limit: int | None = None) -> Record:
     """The arrays stored under `key`, cut to `limit` rows. Raises DataError, naming key and folder."""
     try:
         with environment(folder).begin(buffers=True) as txn:
@@ -89,9 +85,7 @@ def read_record(
                 raise DataError(f"{folder} lists {key} but holds no record of it; convert the images again.")
             return cut(unpack(value, only), limit)
     except BadRecord as error:
-        raise DataError(
-            f"The record of {key} in {folder} is damaged ({error}); convert that image again."
-        ) from error
+        raise DataError(f"The record of {key} in {folder} is damaged ({error}); convert that image again.") from error
     except lmdb.Error as error:
         raise DataError(f"{folder} is damaged at {key} ({error}); copy or download it again.") from error
 

@@ -73,9 +73,7 @@ def find(path: Path, rule: BoxRule, compressed: bool | None) -> Found:
     looked_for = [stem + ending for stem, _ in stems for ending in endings]
     if stems[0][0] == "all":
         looked_for.insert(0, f"{counts_name(rule)} with {database_name(rule)}")
-    raise DataError(
-        f"{path} has no database for these options (looked for {', or '.join(looked_for)}); {_there(path)}"
-    )
+    raise DataError(f"{path} has no database for these options (looked for {', or '.join(looked_for)}); {_there(path)}")
 
 
 def _named(folder: Path, rule: BoxRule) -> Found:

@@ -120,9 +120,7 @@ class _Partial:
         if not begun.exists():
             _write(begun, settings)
         elif json.loads(begun.read_text()) != settings:
-            raise DataError(
-                f"{path} was begun with other options or another source; remove it to start anew."
-            )
+            raise DataError(f"{path} was begun with other options or another source; remove it to start anew.")
         data = path / "data.mdb"
         written = data.stat().st_size if data.exists() else 0
         try:
@@ -197,9 +195,7 @@ def _kept(record: Mapping[str, Array], rule: BoxRule) -> dict[str, Array]:
 def _report(skipped: Mapping[str, str], path: Path) -> None:
     if skipped:
         _write(path, skipped)
-        log.warning(
-            "%d unreadable images were skipped, listed in %s: %s", len(skipped), path, _reasons(skipped)
-        )
+        log.warning("%d unreadable images were skipped, listed in %s: %s", len(skipped), path, _reasons(skipped))
 
 
 def _reasons(skipped: Mapping[str, str]) -> str:

@@ -125,11 +125,7 @@ def describe(scene: Scene, rng: np.random.Generator) -> list[Statement]:
         while True:
             statement = form(scene, rng)
             enough = statement.bits >= _ENOUGH_BITS[min(len(statement.mentions), 3)]
-            if (
-                enough
-                and statement.distinct
-                and all(_content(statement) != _content(other) for other in statements)
-            ):
+            if enough and statement.distinct and all(_content(statement) != _content(other) for other in statements):
                 statements.append(statement)
                 break
     return statements
@@ -148,9 +144,7 @@ def edits(statement: Statement, scene: Scene, rng: np.random.Generator) -> Itera
         ("swapped_relation", _relation_swaps(statement)),
     ):
         false = [
-            candidate
-            for candidate in candidates
-            if not candidate.holds(scene, generous=True) and candidate.distinct
+            candidate for candidate in candidates if not candidate.holds(scene, generous=True) and candidate.distinct
         ]
         if false:
             yield edit, false[int(rng.integers(len(false)))]
@@ -186,9 +180,7 @@ def _relation_swaps(statement: Statement) -> list[Statement]:
 
 
 def _with_mention(statement: Statement, index: int, mention: Mention) -> Statement:
-    return replace(
-        statement, mentions=(*statement.mentions[:index], mention, *statement.mentions[index + 1 :])
-    )
+    return replace(statement, mentions=(*statement.mentions[:index], mention, *statement.mentions[index + 1 :]))
 
 
 def _content(statement: Statement) -> tuple[object, ...]:

@@ -191,14 +191,10 @@ def _place(extents: list[Pixels], kinds: list[str], rng: np.random.Generator) ->
     return [_normalised(places[i], extents[i]) for i in range(len(extents))]
 
 
-def _choose_stack(
-    extents: list[Pixels], kinds: list[str], rng: np.random.Generator
-) -> tuple[int, int] | None:
+def _choose_stack(extents: list[Pixels], kinds: list[str], rng: np.random.Generator) -> tuple[int, int] | None:
     """(rider, support): in most scenes that allow it, an object stands on one that is not much narrower."""
     supports = [s for s, kind in enumerate(kinds) if kind in SUPPORTS]
-    pairs = [
-        (r, s) for s in supports for r in range(len(kinds)) if r != s and extents[r][0] <= 1.1 * extents[s][0]
-    ]
+    pairs = [(r, s) for s in supports for r in range(len(kinds)) if r != s and extents[r][0] <= 1.1 * extents[s][0]]
     if not pairs or rng.random() < 0.4:
         return None
     return pairs[int(rng.integers(len(pairs)))]
@@ -206,8 +202,7 @@ def _choose_stack(
 
 def _apart(p: Pixels, p_extent: Pixels, q: Pixels, q_extent: Pixels) -> bool:
     return any(
-        p[axis] + p_extent[axis] + _GAP <= q[axis] or q[axis] + q_extent[axis] + _GAP <= p[axis]
-        for axis in (0, 1)
+        p[axis] + p_extent[axis] + _GAP <= q[axis] or q[axis] + q_extent[axis] + _GAP <= p[axis] for axis in (0, 1)
     )
 
 

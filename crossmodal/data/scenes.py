@@ -157,9 +157,7 @@ def write_world(
     return output
 
 
-def _records(
-    scenes: list[DescribedScene], pictures: Path | None
-) -> Iterator[tuple[str, dict[str, NDArray[Any]]]]:
+def _records(scenes: list[DescribedScene], pictures: Path | None) -> Iterator[tuple[str, dict[str, NDArray[Any]]]]:
     """Region records of the scenes, saving each picture on the way where a folder is given."""
     if pictures is not None:
         pictures.mkdir(parents=True)

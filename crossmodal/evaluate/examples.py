@@ -87,7 +87,7 @@ def example_attention(
     """Word-to-region attention of matched pairs whose picture is at hand; none where the model gives no such field."""
     if "text_image_attention" not in model.fields or model.processor.tokenizer is None:
         return []
-    shown = []
+    shown: list[Shown] = []
     for anchor in _spread(torch.arange(len(corpus)), 4 * count):
         p, caption = corpus.anchors[anchor]
         part = corpus.parts[p]

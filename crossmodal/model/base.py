@@ -119,6 +119,11 @@ class Model(nn.Module):
     fields: Mapping[str, Field]  # those of this configuration
     processor: Any = None
 
+    @classmethod
+    @abstractmethod
+    def fields_of(cls, config: Mapping[str, Any]) -> Mapping[str, Field]:
+        """The fields that a model of this configuration gives: known before it is built."""
+
     @property
     @abstractmethod
     def scorers(self) -> Mapping[str, Scorer]: ...

@@ -8,6 +8,7 @@ Parameter names are BERT's, which UNITER, IAIS and OSCAR/VinVL checkpoints share
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +17,7 @@ from torch.nn import functional as F
 
 LAYER_NORM_EPS = 1e-12
 
-ACTIVATIONS = {"gelu": F.gelu, "relu": F.relu, "swish": F.silu}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu, "swish": F.silu}
 
 # How much wasted attention (multiply-adds) is worth one kernel call less: about 50 microseconds of one core.
 _CALL_COST = 2_000_000

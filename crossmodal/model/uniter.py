@@ -222,16 +222,19 @@ class Uniter(Model):
         self.uniter = Backbone(self.config)
         self.itm_output = nn.Linear(self.config.hidden_size, 2)
         self.rank_output = nn.Linear(self.config.hidden_size, 1)
-        docs = dict(FIELDS)
         if self.config.pretraining:
             width = self.config.hidden_size
             self.cls = WordHead(width, self.config.vocab_size)
             self.feat_regress = FeatureHead(width, self.config.img_dim)
             self.region_classifier = ClassHead(width, self.config.img_label_dim)
-            docs |= PRETRAINING_FIELDS
-        self.fields = {name: Field("groups", doc) for name, doc in docs.items()}
+        self.fields = self.fields_of(self.config_dict)
         self.apply(self._initialise)
         self.start_rank_head()
+
+    @classmethod
+    def fields_of(cls, config: Mapping[str, Any]) -> Mapping[str, Field]:
+        docs = cls.all_fields if config.get("pretraining") else FIELDS
+        return {name: Field("groups", doc) for name, doc in docs.items()}
 
     def _initialise(self, module: nn.Module) -> None:
         if isinstance(module, (nn.Linear, nn.Embedding)):

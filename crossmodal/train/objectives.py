@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, get_type_hints
 
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from crossmodal import losses
 from crossmodal.data.datasets import DATASETS
 from crossmodal.errors import ConfigError, nearest
-from crossmodal.model.base import Model, registered
+from crossmodal.model.base import Field, registered
 
 from .mining import MINERS, Miner
 from .recipe import LossSpec, Recipe, StreamSpec, Weight
 from .schedules import anneal
+
+
+class Giver(Protocol):
+    """What gives fields: a model, or what is known of it before it is built."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def fields(self) -> Mapping[str, Field]: ...
 
 
 @dataclass(frozen=True)
@@ -47,7 +58,7 @@ class Objective:
     wants: frozenset[str]
 
 
-def build_objectives(recipe: Recipe, model: Model) -> tuple[list[Objective], nn.ModuleList]:
+def build_objectives(recipe: Recipe, model: Giver) -> tuple[list[Objective], nn.ModuleList]:
     """The objectives of a recipe, and the losses among them that are modules (with parameters or state).
 
     Raises ConfigError with every loss, option or field that does not fit.
@@ -63,17 +74,18 @@ def build_objectives(recipe: Recipe, model: Model) -> tuple[list[Objective], nn.
     return objectives, modules
 
 
-def _objective(stream: StreamSpec, name: str, where: str, model: Model, wrong: list[str]) -> Objective:
+def _objective(stream: StreamSpec, name: str, where: str, model: Giver, wrong: list[str]) -> Objective:
     added: set[str] = set()
     dataset = _named(DATASETS, stream.data.draw, f"{where}.data.draw", "dataset", wrong)
     if dataset is not None:
-        _check_options(dataset, stream.data.options, f"{where}.data", wrong, exclude=("seed", "stream"))
+        _checked_options(dataset, stream.data.options, f"{where}.data", wrong, exclude=("seed", "stream"))
         added |= dataset.adds
     miner = None
     if stream.miner is not None:
         made = _named(MINERS, stream.miner.use, f"{where}.miner.use", "miner", wrong)
-        if made is not None and not _check_options(made, stream.miner.options, f"{where}.miner", wrong):
-            miner = made(**stream.miner.options)
+        options = None if made is None else _checked_options(made, stream.miner.options, f"{where}.miner", wrong)
+        if options is not None:
+            miner = made(**options)
             added = set(miner.adds)
     terms = [
         term
@@ -84,16 +96,13 @@ def _objective(stream: StreamSpec, name: str, where: str, model: Model, wrong: l
     return Objective(name, tuple(terms), miner, wants)
 
 
-def _term(spec: LossSpec, stream: str, where: str, model: Model, added: set[str], wrong: list[str]) -> Term | None:
+def _term(spec: LossSpec, stream: str, where: str, model: Giver, added: set[str], wrong: list[str]) -> Term | None:
     if spec.use not in losses.names():
         wrong.append(f"{where}.use: no loss is called {spec.use!r}; {nearest(spec.use, losses.names())}")
         return None
     signature = losses.signature(spec.use)
     mapping = {k: v for k, v in spec.options.items() if k in signature.fields}
     options = {k: v for k, v in spec.options.items() if k not in signature.fields}
-    for key in options.keys() - signature.options.keys():
-        known = [*signature.options, *signature.fields, "weight", "tag"]
-        wrong.append(f"{where}: the loss {spec.use} has no option {key!r}; {nearest(key, known)}")
     reads = tuple(mapping.get(name, name) for name in signature.fields)
     missing = [name for name in reads if name not in model.fields and name not in added]
     for name in missing:
@@ -103,17 +112,14 @@ def _term(spec: LossSpec, stream: str, where: str, model: Model, added: set[str]
             f"{where}: the loss {spec.use} needs the field {name!r}, which neither {model.name} nor this stream's data "
             f"and miner give (models that give it: {', '.join(givers) or 'none'}); losses that can be fed here: {fed}"
         )
-    if missing or options.keys() - signature.options.keys():
+    checked = _checked_options(losses.get(spec.use), options, where, wrong, also=[*signature.fields, "weight", "tag"])
+    if missing or checked is None:
         return None
-    try:
-        call = losses.build(spec.use, **options)
-    except (TypeError, ValueError) as error:
-        wrong.append(f"{where}: the loss {spec.use} refuses its options ({error})")
-        return None
+    call = losses.build(spec.use, **checked)
     return Term(spec.tag or f"{stream}/{spec.use}", reads, call, spec.weight)
 
 
-def feedable(model: Model, added: Iterable[str] = ("matched",)) -> list[str]:
+def feedable(model: Giver, added: Iterable[str] = ("matched",)) -> list[str]:
     """The losses whose fields the model, with what data and miner add, can give."""
     given = {*model.fields, *added}
     return [name for name in losses.names() if losses.signature(name).fields.keys() <= given]
@@ -126,16 +132,31 @@ def _named(table: Mapping[str, Any], name: str, where: str, what: str, wrong: li
     return table[name]
 
 
-def _check_options(
+def _checked_options(
     made: Callable[..., Any],
     options: Mapping[str, Any],
     where: str,
     wrong: list[str],
-    exclude: tuple[str, ...] = (),
-) -> bool:
-    """Note every option that the constructor does not take; whether there was one."""
+    *,
+    exclude: Sequence[str] = (),
+    also: Sequence[str] = (),
+) -> dict[str, Any] | None:
+    """The options as the types that the keyword-only parameters of `made` have; None where one does not fit.
+
+    exclude: parameters that a recipe does not set; also: keys that are known but not options.
+    """
+    hints = get_type_hints(getattr(made, "__init__") if isinstance(made, type) else made)  # noqa: B009
     known = [p.name for p in inspect.signature(made).parameters.values() if p.kind is p.KEYWORD_ONLY]
     known = [name for name in known if name not in exclude]
-    unknown = [key for key in options if key not in known]
-    wrong += [f"{where}: unknown option {key!r}; {nearest(key, known)}" for key in unknown]
-    return bool(unknown)
+    checked: dict[str, Any] = {}
+    count = len(wrong)
+    for key, value in options.items():
+        if key not in known:
+            wrong.append(f"{where}: unknown option {key!r}; {nearest(key, [*known, *also])}")
+            continue
+        try:
+            checked[key] = TypeAdapter(hints[key]).validate_python(value)
+        except ValidationError as error:
+            message = error.errors()[0]["msg"]
+            wrong.append(f"{where}.{key}: {message[0].lower()}{message[1:]}, found {value!r}")
+    return checked if len(wrong) == count else None

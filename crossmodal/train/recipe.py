@@ -176,7 +176,7 @@ def load_recipe(source: str | Path, overrides: Iterable[str] = ()) -> Recipe:
 
 
 def parse_recipe(values: Mapping[str, Any], overrides: Iterable[str] = (), where: str = "the recipe") -> Recipe:
-    changed: dict[str, Any] = json.loads(json.dumps(values))
+    changed: dict[str, Any] = json.loads(json.dumps(values, default=str))
     for override in overrides:
         _set(changed, override)
     try:
@@ -202,7 +202,7 @@ def read_config(source: str | Path) -> dict[str, Any]:
             )
         text = shipped[path.stem].read_text()
     else:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8", errors="replace")
     try:
         values = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
@@ -234,7 +234,11 @@ def _set(values: dict[str, Any], override: str) -> None:
         at = at[_index(at, key, override)] if isinstance(at, list) else at.setdefault(key, {})
         if not isinstance(at, (dict, list)):
             raise ConfigError(f"--set {override!r}: {key!r} holds {at!r}, which has no keys of its own")
-    at[_index(at, last, override) if isinstance(at, list) else last] = yaml.load(text, Loader=_Loader)
+    try:
+        value = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError:
+        raise ConfigError(f"--set {override!r}: {text!r} is no YAML value; quote it") from None
+    at[_index(at, last, override) if isinstance(at, list) else last] = value
 
 
 def _index(at: list[Any], key: str, override: str) -> int:

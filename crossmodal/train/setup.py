@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from crossmodal.data.corpus import Corpus, open_corpus
 from crossmodal.data.processors import UniterProcessor
 from crossmodal.errors import ConfigError, nearest
-from crossmodal.model.base import Model, registered
+from crossmodal.model.base import Field, Model, registered
 from crossmodal.model.checkpoints import find_checkpoint, load_weights, read_description
 
 from .recipe import DataSpec, ModelSpec, read_config
@@ -23,14 +24,27 @@ def open_data(spec: DataSpec) -> Corpus:
     return open_corpus(options.pop("texts"), options.pop("images"), **options)
 
 
+@dataclass(frozen=True)
+class Planned:
+    """A model before it is built: its name and the fields that it will give."""
+
+    name: str
+    fields: Mapping[str, Field]
+
+
+def plan_model(spec: ModelSpec) -> Planned:
+    """What is known of a recipe's model without its data. Raises ConfigError for an unknown name."""
+    if spec.use not in registered():
+        raise ConfigError(f"model.use: no model is called {spec.use!r}; {nearest(spec.use, registered())}")
+    return Planned(spec.use, registered()[spec.use].fields_of(_config(spec, _own_checkpoint(spec))))
+
+
 def build_model(spec: ModelSpec, corpus: Callable[[], Corpus]) -> Model:
     """The model of a recipe (its `model` part) with its weights and its processor.
 
     Sizes come from the checkpoint where it is ours, else from `model.config`; what neither says (vocabulary,
     feature width, special tokens) from the databases of `corpus`, which is opened only for that.
     """
-    if spec.use not in registered():
-        raise ConfigError(f"model.use: no model is called {spec.use!r}; {nearest(spec.use, registered())}")
     folder = _own_checkpoint(spec)
     config = _config(spec, folder)
     processor = UniterProcessor.load(folder) if folder and spec.tokenizer is None else None

@@ -32,7 +32,7 @@ from .metrics import MetricsLog
 from .objectives import build_objectives
 from .optim import build_optimizer, parameter_groups
 from .recipe import Recipe
-from .setup import build_model, open_data
+from .setup import build_model, open_data, plan_model
 
 log = logging.getLogger("crossmodal")
 
@@ -55,9 +55,9 @@ class Trainer:
         self.recipe, self.output, self.ranks, self.progress = recipe, output, ranks or OneProcess(), progress
         self.device = _device(self.ranks)
         _seed(recipe.seed)
+        self.objectives, modules = build_objectives(recipe, plan_model(recipe.model))
         self._corpora: dict[str, Corpus] = {}
         self.model = build_model(recipe.model, lambda: self.corpus(recipe.streams[0].data.use)).to(self.device).train()
-        self.objectives, modules = build_objectives(recipe, self.model)
         groups = parameter_groups(
             self.model, weight_decay=recipe.optimizer.weight_decay, no_decay=recipe.optimizer.no_decay
         )

@@ -78,7 +78,12 @@ def test_moving_a_batch_moves_its_items_and_extras_and_leaves_what_shapes_the_co
 def test_pinning_reaches_what_is_copied_to_the_device_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
     # Memory can be pinned only beside an accelerator, so what would be pinned is written down instead.
     pinned: list[Tensor] = []
-    monkeypatch.setattr(Tensor, "pin_memory", lambda self: pinned.append(self) or self)
+
+    def pin(self: Tensor) -> Tensor:
+        pinned.append(self)
+        return self
+
+    monkeypatch.setattr(Tensor, "pin_memory", pin)
     batch = a_batch()
     assert batch.pin_memory() == batch
     text, image = batch.roles["text"][1], batch.roles["image"][1]
@@ -183,5 +188,5 @@ def test_kept_pairs_hold_what_they_held(case: tuple[Batch, Tensor]) -> None:
     text, image = kept.roles["text"][1], kept.roles["image"][1]
     assert isinstance(text, Texts) and isinstance(image, Regions) and kept.pairs is not None
     assert text.input_ids.shape[1] == text.lengths.max() and image.features.shape[1] == image.lengths.max()
-    for column, items in enumerate((text, image)):
-        assert kept.pairs[:, column].unique().tolist() == list(range(len(items)))
+    for column, count in enumerate((len(text), len(image))):
+        assert kept.pairs[:, column].unique().tolist() == list(range(count))

@@ -135,9 +135,4 @@ def test_conversion_command(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "1 images, 12 to 12 boxes each, 8 numbers a box" in result.output
     assert open_regions(tmp_path / "db", conf_th=-1, num_bb=12).ids == ["a.npz"]
-    assert (
-        CliRunner()
-        .invoke(app, ["check", str(tmp_path / "db"), "--conf-th", "-1", "--num-bb", "12"])
-        .exit_code
-        == 0
-    )
+    assert CliRunner().invoke(app, ["check", str(tmp_path / "db"), "--conf-th", "-1", "--num-bb", "12"]).exit_code == 0

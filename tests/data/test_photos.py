@@ -118,8 +118,6 @@ def test_refusals(tmp_path: Path) -> None:
 
 def test_command(tmp_path: Path) -> None:
     picture().save(tmp_path / "a.png")
-    result = CliRunner().invoke(
-        app, ["photos", str(tmp_path), "--output", str(tmp_path / "db"), "--feature-dim", "16"]
-    )
+    result = CliRunner().invoke(app, ["photos", str(tmp_path), "--output", str(tmp_path / "db"), "--feature-dim", "16"])
     assert result.exit_code == 0, result.output
     assert "stand-in for a detector" in result.output and "1 images" in result.output

@@ -110,9 +110,7 @@ def test_every_way_to_name_a_database(tmp_path: Path, compress: bool) -> None:
     write_lmdb(tmp_path / f"all{ending}", value)
     write_lmdb(tmp_path / f"feat_numbb7{ending}", value)
     assert open_regions(tmp_path).lengths == {"a.npz": max(10, confident)}
-    assert open_regions(tmp_path, conf_th=0.6, min_bb=1).lengths == {
-        "a.npz": int((record["conf"] > 0.6).sum())
-    }
+    assert open_regions(tmp_path, conf_th=0.6, min_bb=1).lengths == {"a.npz": int((record["conf"] > 0.6).sum())}
     fixed = open_regions(tmp_path, conf_th=-1, num_bb=7)
     assert fixed.lengths == {"a.npz": 7} and len(fixed["a.npz"]) == 7
     (tmp_path / "nbb.json").write_text('{"a.npz": 3}')
@@ -149,14 +147,10 @@ def test_both_flavours_side_by_side(tmp_path: Path) -> None:
 
 def test_error_names_the_databases_there(tmp_path: Path) -> None:
     write_lmdb(tmp_path / "feat_th0.2_max100_min10", {"a.npz": pack(detections())})
-    with pytest.raises(
-        DataError, match=r"feat_th0\.2_max100_min10 .*nbb_th0\.2_max100_min10\.json is missing"
-    ):
+    with pytest.raises(DataError, match=r"feat_th0\.2_max100_min10 .*nbb_th0\.2_max100_min10\.json is missing"):
         open_regions(tmp_path)
     (tmp_path / "nbb_th0.2_max100_min10.json").write_text('{"a.npz": 11}')
-    with pytest.raises(
-        DataError, match=r"databases there: .*conf_th=0\.2, max_bb=100, min_bb=10, compressed=False"
-    ):
+    with pytest.raises(DataError, match=r"databases there: .*conf_th=0\.2, max_bb=100, min_bb=10, compressed=False"):
         open_regions(tmp_path, conf_th=0.3)
     with pytest.raises(DataError, match="feat_numbb36"):
         open_regions(tmp_path, conf_th=-1)
@@ -247,9 +241,7 @@ def test_truncated_value_names_key_and_path(tmp_path: Path, compress: bool, shar
 
 
 def test_a_cut_file_is_refused_when_opened(tmp_path: Path) -> None:
-    folder = write_lmdb(
-        tmp_path / "feat_numbb5", {f"{i}.npz": pack(detections(width=256)) for i in range(20)}
-    )
+    folder = write_lmdb(tmp_path / "feat_numbb5", {f"{i}.npz": pack(detections(width=256)) for i in range(20)})
     data = folder / "data.mdb"
     os.truncate(data, data.stat().st_size // 2)
     with pytest.raises(DataError, match="cut short"):

@@ -112,9 +112,7 @@ def test_a_linear_probe_reads_kind_colour_and_size(world: World) -> None:
         for described in world[split]:
             rng = np.random.default_rng((*described.stream, 9))
             found = detect(described.scene, render(described.scene, rng), rng)
-            features += [
-                feature for feature, owner in zip(found.features, found.owner, strict=True) if owner >= 0
-            ]
+            features += [feature for feature, owner in zip(found.features, found.owner, strict=True) if owner >= 0]
             things += [described.scene.objects[owner] for owner in found.owner if owner >= 0]
         stacked = np.stack(features).astype(np.float64)
         return np.concatenate([stacked, np.ones((len(stacked), 1))], axis=1), things
@@ -152,9 +150,7 @@ def test_detections_look_like_a_detectors(world: World) -> None:
         assert (np.diff(confidence) <= 0).all() and (confidence > 0).all() and (confidence < 1).all()
         assert (boxes >= 0).all() and (boxes <= 1).all()
         np.testing.assert_allclose(boxes[:, 4:], boxes[:, 2:4] - boxes[:, :2], atol=1e-6)
-        assert sorted(owner for owner in found.owner if owner >= 0) == list(
-            range(len(described.scene.objects))
-        )
+        assert sorted(owner for owner in found.owner if owner >= 0) == list(range(len(described.scene.objects)))
         assert confidence[found.owner >= 0].min() > 0.2
         for box, owner in zip(boxes, found.owner, strict=True):
             if owner >= 0:
@@ -251,10 +247,7 @@ def test_negatives_are_false_and_of_every_kind(world: World) -> None:
 def test_an_oracle_finds_the_image_of_nearly_every_caption(world: World) -> None:
     scenes = world["test"]
     found = [
-        1
-        / sum(
-            statement.holds(other.scene) for other in scenes
-        )  # the oracle guesses among the scenes that fit
+        1 / sum(statement.holds(other.scene) for other in scenes)  # the oracle guesses among the scenes that fit
         for described in scenes
         for statement in described.statements
     ]

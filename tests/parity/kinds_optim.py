@@ -19,10 +19,7 @@ def adamw(case: Case) -> None:
     params = [torch.nn.Parameter(case.tensor(f"in/p{k}").clone()) for k in range(count)]
     assert all(p.dtype == dtype for p in params)
     optimizer = PublishedAdamW(
-        [
-            {"params": [p], "weight_decay": 0.0 if k == 1 else hyper["weight_decay"]}
-            for k, p in enumerate(params)
-        ],
+        [{"params": [p], "weight_decay": 0.0 if k == 1 else hyper["weight_decay"]} for k, p in enumerate(params)],
         lr=0.0,
         betas=tuple(hyper["betas"]),
         eps=hyper["eps"],

@@ -27,7 +27,7 @@ MASKED = {
     "data": {"use": "train", "draw": "masked_words", "probability": 0.4},
     "losses": [{"use": "masked_words", "weight": 0.5, "tag": "mlm"}, {"use": "itm", "weight": 2.0, "tag": "itm"}],
 }
-OPTIMIZER = {"lr": 0.02, "warmup": 2, "weight_decay": 0.1, "clip": 0.1, "betas": [0.9, 0.98]}
+OPTIMIZER: dict[str, Any] = {"lr": 0.02, "warmup": 2, "weight_decay": 0.1, "clip": 0.1, "betas": [0.9, 0.98]}
 
 
 def pools(anchor: str, *more: dict[str, Any], keep: int | None = 2) -> dict[str, Any]:

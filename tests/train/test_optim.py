@@ -119,9 +119,7 @@ def test_step_returns_what_the_closure_returns() -> None:
     assert p.item() < 2.0
 
 
-@pytest.mark.parametrize(
-    "options", [{"lr": -1.0}, {"eps": -1e-8}, {"betas": (1.0, 0.9)}, {"weight_decay": -0.1}]
-)
+@pytest.mark.parametrize("options", [{"lr": -1.0}, {"eps": -1e-8}, {"betas": (1.0, 0.9)}, {"weight_decay": -0.1}])
 def test_options_outside_their_range_are_refused(options: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(options))):
         PublishedAdamW([nn.Parameter(torch.ones(1))], **{"lr": LR, **options})  # type: ignore[arg-type]

@@ -110,9 +110,7 @@ def assert_same(a: Any, b: Any, where: str = "") -> None:
     ],
     ids=["plain", "workers", "mixed", "mixed_workers_fp16", "over_epochs"],
 )
-def test_a_resumed_run_is_an_unbroken_one_to_the_bit(
-    tiny_world: Path, tmp_path: Path, changes: dict[str, Any]
-) -> None:
+def test_a_resumed_run_is_an_unbroken_one_to_the_bit(tiny_world: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
     """With dropout: weights, optimizer, scaler, random states and everything logged."""
     values = recipe(tiny_world, steps=7, **changes)
     assert values["model"]["dropout"] == 0.1
