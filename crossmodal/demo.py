@@ -31,7 +31,7 @@ from crossmodal.evaluate.examples import (
     matched_batch,
     pictures_in,
 )
-from crossmodal.evaluate.plots import plot_curves, plot_edits, plot_recall
+from crossmodal.evaluate.plots import plot_curves, plot_edits, plot_recall, read_metrics
 from crossmodal.evaluate.recall import NAMES
 from crossmodal.evaluate.relation_distance import self_distance
 from crossmodal.evaluate.report import Shown, Table, write_report
@@ -42,7 +42,7 @@ from crossmodal.files import write_whole
 from crossmodal.model.base import Model, inference
 from crossmodal.model.checkpoints import load
 from crossmodal.model.uniter import ATTENTION_FIELDS
-from crossmodal.train.metrics import read_metrics
+from crossmodal.train.metrics import FILE
 from crossmodal.train.published import add_iais
 from crossmodal.train.recipe import Recipe, parse_recipe, read_config
 from crossmodal.train.setup import open_data
@@ -192,8 +192,11 @@ def _report(output: Path, world: Path, arms: Mapping[str, Arm], corpus: Corpus) 
         "How often the true caption scores above a minimally edited, false one, in percent (chance 50); and how far "
         "the attentions within each modality are from each other (lower is closer).",
     )
-    curves = {name: read_metrics(output / name) for name in arms}
-    first = {"masked words": read_metrics(output / "words"), "matching": read_metrics(output / "matching")}
+    curves = {name: read_metrics(output / name / FILE) for name in arms}
+    first = {
+        "masked words": read_metrics(output / "words" / FILE),
+        "matching": read_metrics(output / "matching" / FILE),
+    }
     figures = [
         Shown("First phases", plot_curves(first, ["train/loss"]), "loss of the masked-word and matching phases"),
         Shown(

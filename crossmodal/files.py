@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+def write_whole(path: Path, write: Callable[[Path], object]) -> Path:
     """A file that appears under its name only when it is complete: temporary name, synced, renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
@@ -19,6 +19,7 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+    return path
 
 
 def write_folder(folder: Path, write: Callable[[Path], object]) -> None:

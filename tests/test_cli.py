@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 from crossmodal import losses
+from crossmodal.evaluate.plots import read_metrics
 from crossmodal.model.base import registered
-from crossmodal.train.metrics import read_metrics
 
 from .commands import command, databases, scores_of
 from .recipes import tiny_recipe, write_recipe
@@ -28,7 +28,7 @@ def test_what_a_run_leaves(trained: Path) -> None:
     expected = {"recipe.yaml", "versions.json", "metrics.jsonl", "tensorboard", "checkpoints", "best", "last"}
     assert {path.name for path in trained.iterdir()} >= expected
     assert sorted(path.name for path in (trained / "checkpoints").iterdir()) == ["step_2", "step_4"]
-    logged = {(row["step"], row["name"]) for row in read_metrics(trained)}
+    logged = {(row["step"], row["name"]) for row in read_metrics(trained / "metrics.jsonl")}
     assert {(step, f"train/{name}") for step in (1, 4) for name in ("loss", "rank_loss", "self_attn_loss")} <= logged
     assert {(step, "valid/r_mean") for step in (2, 4)} <= logged
     stored = yaml.safe_load((trained / "recipe.yaml").read_text())
@@ -127,7 +127,10 @@ def test_a_published_configuration_trains_with_its_flags(tiny_world: Path, tmp_p
     assert (stored["steps"], stored["seed"], stored["optimizer"]["betas"]) == (2, 3, [0.8, 0.95])
     assert stored["validation"]["gallery"] == 4
     assert stored["streams"][0]["losses"][1]["weight"]["scale"] == 2.0
-    assert {row["name"] for row in read_metrics(tmp_path / "run")} >= {"valid/recall_1", "valid/recall_10"}
+    assert {row["name"] for row in read_metrics(tmp_path / "run" / "metrics.jsonl")} >= {
+        "valid/recall_1",
+        "valid/recall_10",
+    }
 
 
 def test_overrides_and_resuming(recipe_file: Path, tmp_path: Path) -> None:
@@ -136,7 +139,9 @@ def test_overrides_and_resuming(recipe_file: Path, tmp_path: Path) -> None:
     assert command(*words, "--set", "steps=3", "--set", "validation.every=1", "--resume") == 0
     stored = yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())
     assert (stored["optimizer"]["lr"], stored["steps"]) == (0.002, 3)
-    losses_logged = [row["step"] for row in read_metrics(tmp_path / "run") if row["name"] == "train/loss"]
+    losses_logged = [
+        row["step"] for row in read_metrics(tmp_path / "run" / "metrics.jsonl") if row["name"] == "train/loss"
+    ]
     assert losses_logged == [1, 2, 3]
 
 

@@ -23,9 +23,9 @@ from numpy.typing import ArrayLike
 from PIL import Image
 
 from crossmodal.errors import DataError
+from crossmodal.files import write_whole
 
 from .bootstrap import Intervals
-from .files import write_whole
 from .recall import KS
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -159,7 +159,7 @@ def png(figure: Figure, *, dpi: int = 144) -> bytes:
 
 def save_figure(figure: Figure, path: str | Path) -> Path:
     """Write the figure as a PNG file."""
-    return write_whole(path, lambda file: file.write(png(figure)))
+    return write_whole(Path(path), lambda temporary: temporary.write_bytes(png(figure)))
 
 
 def _figure(width: float, height: float, title: str) -> Figure:

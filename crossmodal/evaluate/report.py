@@ -15,8 +15,8 @@ from PIL import Image
 
 from crossmodal import __version__
 from crossmodal.errors import DataError
+from crossmodal.files import write_whole
 
-from .files import write_whole
 from .plots import png
 
 ImageLike = Figure | Image.Image | np.ndarray | bytes | str | Path
@@ -108,7 +108,7 @@ def write_report(
         sections=[(name, _HEADINGS[name]) for name, content in parts.items() if content],
         version=__version__,
     )
-    return write_whole(path, lambda file: file.write(page.encode()))
+    return write_whole(Path(path), lambda temporary: temporary.write_text(page, encoding="utf-8"))
 
 
 def data_uri(image: ImageLike) -> str:

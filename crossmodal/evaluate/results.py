@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 from crossmodal.errors import DataError
+from crossmodal.files import write_whole
 
 from .bootstrap import Intervals
-from .files import write_whole
 from .ranks import Ranks
 from .recall import KS
 
@@ -93,10 +93,15 @@ def save_results(
     }
     text = json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     (folder / "results.json").unlink(missing_ok=True)  # of an earlier run: it must not vouch for these scores
-    write_whole(folder / "scores.npz", lambda file: np.savez(file, **matrices))
-    write_whole(folder / "ranks.npz", lambda file: np.savez(file, **per_query))
-    write_whole(folder / "results.json", lambda file: file.write(text.encode()))
+    write_whole(folder / "scores.npz", lambda temporary: _savez(temporary, matrices))
+    write_whole(folder / "ranks.npz", lambda temporary: _savez(temporary, per_query))
+    write_whole(folder / "results.json", lambda temporary: temporary.write_text(text, encoding="utf-8"))
     return folder
+
+
+def _savez(path: Path, arrays: Mapping[str, Any]) -> None:
+    with path.open("wb") as file:  # given a path, numpy would add an ending to the temporary name
+        np.savez(file, **arrays)
 
 
 def load_results(folder: str | Path) -> Results:

@@ -58,13 +58,16 @@ def score_corpus(
         raise DataError("the corpus holds no captions after its filters; raise max_text or check the databases")
     rank, size = (ranks.rank, ranks.size) if ranks else (0, 1)
     rows = slice(rank, None, size)
-    with inference(model):
-        a, b = encode_corpus(model, corpus, rows)
-        chosen = model.scorers[scorer or next(iter(model.scorers))]
-        with tqdm(total=len(a) * len(b), unit="pair", unit_scale=True, disable=not progress or rank > 0) as bar:
-            scores = (
-                score_matrix(chosen, a, b, tokens=tokens, progress=bar.update) if len(a) else torch.zeros(0, len(b))
-            )
+    mine = range(len(corpus))[rows]
+    scores = torch.zeros(0, len(corpus.image_keys), dtype=next(model.parameters()).dtype)
+    if scores.dtype.itemsize < 4:
+        scores = scores.float()
+    if len(mine):  # with more ranks than captions, some have none
+        with inference(model):
+            a, b = encode_corpus(model, corpus, rows)
+            chosen = model.scorers[scorer or next(iter(model.scorers))]
+            with tqdm(total=len(a) * len(b), unit="pair", unit_scale=True, disable=not progress or rank > 0) as bar:
+                scores = score_matrix(chosen, a, b, tokens=tokens, progress=bar.update)
     if ranks and size > 1:
         gathered = ranks.all_gather_rows(scores).cpu()
         numbers = torch.arange(len(corpus))

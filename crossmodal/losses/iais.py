@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .registry import Groups, full_precision, register
+from .registry import Groups, full_precision, mean_or_zero, register
 
 Alignment = Literal["singular", "distributed"]
 Side = Literal["linguistic", "visual", "both"]
@@ -36,14 +36,15 @@ def iais(
     """The IAIS regulariser: the mean over G matched pairs of R_L, R_V or R_L + R_V.
 
     text_attention (G,T,T), image_attention (G,R,R), text_image_attention (G,T,R), image_text_attention
-    (G,R,T); word_counts and region_counts (G,) int64, both on the same device as the blocks.
+    (G,R,T), with T and R at least 1; word_counts and region_counts (G,) int64 on the blocks' device.
     `side="both"` is the paper's form on one pair; the published code uses `linguistic` on text-anchored and
     `visual` on image-anchored batches. A pair without words or regions counts as 0.
     """
-    return iais_terms(
+    terms = iais_terms(
         text_attention, image_attention, text_image_attention, image_text_attention, word_counts, region_counts,
         alignment=alignment, side=side,
-    ).mean()  # fmt: skip
+    )  # fmt: skip
+    return mean_or_zero(terms)
 
 
 def iais_terms(

@@ -9,13 +9,13 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
-from .registry import Groups, full_precision, register
+from .registry import Groups, full_precision, mean_or_zero, register
 
 Counted = tuple[Tensor, int]
 
 
 def _mean(terms: Tensor) -> Counted:
-    return (terms.mean(), terms.numel()) if terms.numel() else (terms.sum(), 0)
+    return mean_or_zero(terms), terms.numel()
 
 
 @register("masked_words")

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .registry import Groups, full_precision, register
+from .registry import Groups, full_precision, mean_or_zero, register
 
 
 @register("margin_ranking")
@@ -17,11 +17,7 @@ def margin_ranking(rank_scores: Groups, *, margin: float = 0.2) -> Tensor:
 
     rank_scores: (G, 1+K) raw logits, the positive first. A group without negatives adds 0.
     """
-    return (
-        margin_ranking_terms(rank_scores, margin=margin).mean()
-        if rank_scores.shape[1] > 1
-        else (0.0 * rank_scores.sum())
-    )
+    return mean_or_zero(margin_ranking_terms(rank_scores, margin=margin))
 
 
 def margin_ranking_terms(rank_scores: Tensor, *, margin: float = 0.2) -> Tensor:
@@ -39,7 +35,7 @@ def softmax_ranking(rank_scores: Groups, *, temperature: float = 1.0) -> Tensor:
     which is what a randomly initialised cross-encoder needs.
     """
     (scores,) = full_precision(rank_scores)
-    return -(scores / temperature).log_softmax(dim=1)[:, 0].mean()
+    return mean_or_zero(-(scores / temperature).log_softmax(dim=1)[:, 0])
 
 
 @register("itm")
@@ -49,4 +45,4 @@ def itm(itm_logits: Groups, matched: Groups) -> Tensor:
     itm_logits: (G, K, 2), class 1 = matched; matched: (G, K) int64 of 0 and 1.
     """
     (logits,) = full_precision(itm_logits)
-    return F.cross_entropy(logits.flatten(0, 1), matched.flatten())
+    return mean_or_zero(F.cross_entropy(logits.flatten(0, 1), matched.flatten(), reduction="none"))

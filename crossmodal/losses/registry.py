@@ -69,7 +69,10 @@ def signature(name: str) -> Signature:
         if p.kind is p.KEYWORD_ONLY:
             options[p.name] = p.default
         elif p.name != "self":
-            fields[p.name] = _KINDS[str(p.annotation).rsplit(".", 1)[-1]]
+            kind = str(p.annotation).rsplit(".", 1)[-1]
+            if kind not in _KINDS:
+                raise TypeError(f"the field {p.name!r} of loss {name!r} must be annotated with {', '.join(_KINDS)}")
+            fields[p.name] = _KINDS[kind]
     if isinstance(loss, type):
         init = inspect.signature(loss).parameters.values()
         options = {p.name: p.default for p in init if p.kind is p.KEYWORD_ONLY}
@@ -91,3 +94,8 @@ def build(name: str, **options: Any) -> Callable[..., Any]:
 def full_precision(*tensors: Tensor) -> Iterable[Tensor]:
     """The tensors in float32 (float64 stays): losses never compute in half precision."""
     return (t.float() if t.dtype in (torch.float16, torch.bfloat16) else t for t in tensors)
+
+
+def mean_or_zero(terms: Tensor) -> Tensor:
+    """The mean; 0 where there are no terms (a rank without units), so that its gradient is 0 and not NaN."""
+    return terms.mean() if terms.numel() else terms.sum()

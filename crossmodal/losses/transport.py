@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .registry import Groups, register
+from .registry import Groups, full_precision, mean_or_zero, register
 
 _BLOCKED = 1e4  # what padding adds to a scaling denominator, as published
 
@@ -21,7 +21,7 @@ def word_region_alignment(
     them; matched (G,K) of 0 and 1 with G K = P.
     """
     distance = transport_distance(word_states, region_states, word_pad, region_pad)
-    return torch.where(matched.flatten().bool(), distance, -distance).mean()
+    return mean_or_zero(torch.where(matched.flatten().bool(), distance, -distance))
 
 
 def transport_distance(
@@ -37,8 +37,9 @@ def transport_distance(
     """The cost of moving words onto regions, (B,): trace(C T) with C = 1 - cos(word, region).
 
     words (B,T,D) and regions (B,R,D) are last-layer states, [CLS] and [SEP] included; word_pad (B,T) and
-    region_pad (B,R) bool are true on padding. The plan T is computed in float32 and detached.
+    region_pad (B,R) bool are true on padding. Computed in float32 at least; the plan T in float32 and detached.
     """
+    words, regions = full_precision(words, regions)
     cost = cosine_cost(words, regions, eps=1e-5)  # (B,T,R)
     pad = word_pad[:, :, None] | region_pad[:, None, :]
     cost = cost.masked_fill(pad, 0)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from crossmodal.data.batches import Batch, Items
+from crossmodal.files import write_whole
 
 Kind = Literal["items", "scores", "groups", "scalar"]
 
@@ -56,7 +57,9 @@ class Encoded:
                 {k: v[first:last] for k, v in self.rows.items()},
                 {k: v[start:stop] for k, v in self.vectors.items()},
             )
-        index = torch.arange(len(self))[items] if isinstance(items, slice) else torch.as_tensor(items)
+        if isinstance(items, slice):
+            items = range(len(self))[items]
+        index = torch.arange(len(self))[items if isinstance(items, Tensor) else list(items)]
         rows = self.row_index(index)
         return Encoded(
             self.lengths[index],
@@ -66,7 +69,10 @@ class Encoded:
 
     @staticmethod
     def cat(parts: Iterable[Encoded]) -> Encoded:
+        """The items of all parts, one after the other; of no parts, no items and no tensors."""
         parts = list(parts)
+        if not parts:
+            return Encoded(torch.zeros(0, dtype=torch.int64))
         return Encoded(
             torch.cat([p.lengths for p in parts]),
             {k: torch.cat([p.rows[k] for p in parts]) for k in parts[0].rows},
@@ -81,12 +87,24 @@ class Encoded:
         )
 
     def save(self, path: Path) -> None:
-        torch.save({"lengths": self.lengths, "rows": dict(self.rows), "vectors": dict(self.vectors)}, path)
+        """Write the items, and of a slice its own rows alone, to a file that appears when it is complete."""
+        content = {
+            "lengths": self.lengths.clone(),
+            "rows": {k: _own_storage(v) for k, v in self.rows.items()},
+            "vectors": {k: _own_storage(v) for k, v in self.vectors.items()},
+        }
+        write_whole(path, lambda temporary: torch.save(content, temporary))
 
     @staticmethod
     def open(path: Path) -> Encoded:
         """Read what `save` wrote, memory-mapped: rows come from the file as they are used."""
         return Encoded(**torch.load(path, mmap=True, weights_only=True))
+
+
+def _own_storage(x: Tensor) -> Tensor:
+    """x on the host, copied if it is a view: a saved view takes all that it is a view of with it."""
+    x = x.detach().cpu()
+    return x.clone() if x.untyped_storage().nbytes() > x.nbytes else x
 
 
 def ragged_index(starts: Tensor, lengths: Tensor) -> Tensor:
@@ -157,14 +175,14 @@ class Model(nn.Module):
 @contextmanager
 def inference(model: nn.Module) -> Iterator[None]:
     """Dropout off and no gradients inside; every module gets back the mode that it had."""
-    training = [m for m in model.modules() if m.training]
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         with torch.no_grad():
             yield
     finally:
-        for module in training:
-            module.training = True
+        for module, training in modes:
+            module.training = training
 
 
 _MODELS: dict[str, type[Model]] = {}

@@ -279,6 +279,8 @@ class Uniter(Model):
         given: dict[str, Tensor] = {}
         if wanted & ATTENTION_FIELDS.keys():
             given |= self.attention_blocks(below, joint, batch.group)
+        if wanted <= ATTENTION_FIELDS.keys():  # these are taken before the last layer
+            return {name: given[name] for name in wanted}
         whole_sequence = wanted & PRETRAINING_FIELDS.keys()
         last = self.uniter.encoder.last(below, joint.packing, first_only=not whole_sequence)
         first = last[joint.packing.first] if whole_sequence else last
@@ -318,21 +320,28 @@ class Uniter(Model):
         starts = joint.starts.to(hidden.device)
         given: dict[str, Tensor] = {}
         if "word_logits" in wanted:
-            p, t = batch.extras["masked_words"].nonzero(as_tuple=True)
+            p, t = _of_pairs(batch.extras["masked_words"], batch.pairs, 0).nonzero(as_tuple=True)
             table = self.uniter.embeddings.word_embeddings.weight
             given["word_logits"] = self.cls(hidden[starts[p] + t], table)
         if wanted & {"region_predictions", "region_logits"}:
             regions = batch.roles[batch.between[1]][1]
             assert isinstance(regions, Regions) and regions.masked is not None
-            p, r = regions.masked.nonzero(as_tuple=True)
+            p, r = _of_pairs(regions.masked, batch.pairs, 1).nonzero(as_tuple=True)
             masked = hidden[starts[p] + joint.text_lengths.to(p.device)[p] + r]
-            given["region_predictions"] = self.feat_regress(masked, self.uniter.img_embeddings.img_linear.weight)
-            given["region_logits"] = self.region_classifier(masked)
+            if "region_predictions" in wanted:
+                given["region_predictions"] = self.feat_regress(masked, self.uniter.img_embeddings.img_linear.weight)
+            if "region_logits" in wanted:
+                given["region_logits"] = self.region_classifier(masked)
         if wanted & {"word_states", "region_states", "word_pad", "region_pad"}:
             given["word_states"], word_real = _take(hidden, joint.starts, joint.text_lengths)
             given["region_states"], region_real = _take(hidden, joint.starts + joint.text_lengths, joint.image_lengths)
             given["word_pad"], given["region_pad"] = ~word_real, ~region_real
         return given
+
+
+def _of_pairs(items: Tensor, pairs: Tensor | None, column: int) -> Tensor:
+    """Rows of one role's items (B,...) as rows of the pairs (P,...)."""
+    return items if pairs is None else items[pairs[:, column].to(items.device)]
 
 
 def _take(x: Tensor, starts: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,8 +9,8 @@ from torch.nn import functional as F
 from .transformer import LAYER_NORM_EPS
 
 PRETRAINING_FIELDS = {
-    "word_logits": "(n,V) vocabulary logits of the masked words, batch-major",
-    "region_predictions": "(n,F) regressed features of the masked regions, batch-major",
+    "word_logits": "(n,V) vocabulary logits of the masked words, pair by pair",
+    "region_predictions": "(n,F) regressed features of the masked regions, pair by pair",
     "region_logits": "(n,C) detector classes of the masked regions",
     "word_states": "(P,T,H) last hidden states of the text, [CLS] and [SEP] included",
     "region_states": "(P,R,H) last hidden states of the regions",

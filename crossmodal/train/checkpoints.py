@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import random
 import re
 from pathlib import Path
@@ -76,7 +77,7 @@ def read_training(run: Path) -> tuple[Path, dict[str, Any]]:
     _, folder = found[-1]
     try:
         return folder, torch.load(folder / STATE, weights_only=True)
-    except (OSError, RuntimeError, EOFError) as error:
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise CheckpointError(
             f"{folder / STATE} cannot be read ({error}); remove {folder} to resume before it"
         ) from None

@@ -41,8 +41,3 @@ class MetricsLog:
         for name, value in values.items():
             self._board.add_scalar(name.removeprefix("train/"), value, step)
         self._board.flush()
-
-
-def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The rows of a run folder's metrics.jsonl."""
-    return [json.loads(line) for line in (folder / FILE).read_text().splitlines()]

@@ -54,8 +54,11 @@ class Trainer:
     ) -> None:
         self.recipe, self.output, self.ranks, self.progress = recipe, output, ranks or OneProcess(), progress
         self.device = _device(self.ranks)
+        if not resume:
+            self._refuse_used_output()
         _seed(recipe.seed)
         self.objectives, modules = build_objectives(recipe, plan_model(recipe.model))
+        modules.to(self.device)
         self._corpora: dict[str, Corpus] = {}
         self.model = build_model(recipe.model, lambda: self.corpus(recipe.streams[0].data.use)).to(self.device).train()
         groups = parameter_groups(
@@ -73,9 +76,9 @@ class Trainer:
         self.step, self.best = 0, -1.0
         # Dropout differs between ranks; with dropout 0 nothing below draws from the global generators.
         _seed(stable_hash((recipe.seed, self.ranks.rank)) % 2**32)
-        self._prepare_output(resume)
         if resume:
             self._restore()
+        self._prepare_output()
         self.metrics = MetricsLog(output, step=self.step, enabled=self.ranks.rank == 0)
 
     def corpus(self, name: str) -> Corpus:
@@ -177,13 +180,15 @@ class Trainer:
             checkpoints.set_random_state(state["random"][self.ranks.rank])
         log.info("resumed from %s at step %d of %d", folder, self.step, self.recipe.steps)
 
-    def _prepare_output(self, resume: bool) -> None:
+    def _refuse_used_output(self) -> None:
+        used = self.output.exists() and (not self.output.is_dir() or any(self.output.iterdir()))
+        if self.ranks.broadcast_object(used):  # what rank 0 saw: it alone writes there
+            raise ConfigError(
+                f"the output folder {self.output} is not empty; choose another, or add --resume to go on with its run"
+            )
+
+    def _prepare_output(self) -> None:
         if self.ranks.rank == 0:
-            if not resume and self.output.exists() and any(self.output.iterdir()):
-                raise ConfigError(
-                    f"the output folder {self.output} is not empty; choose another, "
-                    "or add --resume to go on with its run"
-                )
             self.output.mkdir(parents=True, exist_ok=True)
             recipe = yaml.safe_dump(self.recipe.model_dump(mode="json", exclude_none=True), sort_keys=False)
             write_whole(self.output / "recipe.yaml", lambda path: path.write_text(recipe))

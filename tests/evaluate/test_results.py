@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 import pytest
@@ -13,9 +12,9 @@ import torch
 
 from crossmodal.errors import DataError
 from crossmodal.evaluate.bootstrap import bootstrap
-from crossmodal.evaluate.files import write_whole
 from crossmodal.evaluate.recall import chance, ranks, recall
 from crossmodal.evaluate.results import load_results, published_lines, results_table, save_results
+from crossmodal.files import write_whole
 
 TEXTS = ["t0", "t1", "t2", "naïve"]
 IMAGES = ["a.npz", "b.npz"]
@@ -78,11 +77,11 @@ def test_ids_must_fit(tmp_path: Path) -> None:
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
-    path = write_whole(tmp_path / "x", lambda file: file.write(b"old"))
+    path = write_whole(tmp_path / "x", lambda temporary: temporary.write_bytes(b"old"))
     assert path.stat().st_mode & 0o777 == 0o666 & ~_umask()
 
-    def fail(file: IO[bytes]) -> None:
-        file.write(b"half")
+    def fail(temporary: Path) -> None:
+        temporary.write_bytes(b"half")
         raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
+from crossmodal.evaluate.plots import read_metrics
 from crossmodal.evaluate.retrieval import score_corpus
 from crossmodal.train.distributed import OneProcess, connect
-from crossmodal.train.metrics import read_metrics
 from crossmodal.train.recipe import Recipe, parse_recipe
 from crossmodal.train.trainer import Trainer
 
@@ -92,7 +92,7 @@ def run_case(case: str, world: Path, texts: Path, output: Path, ranks: OneProces
         "initial": initial,
         "weights": trainer.model.state_dict(),
         "unused": [name for name, parameter in trainer.model.named_parameters() if parameter not in stepped],
-        "logged": read_metrics(output / case),
+        "logged": read_metrics(output / case / "metrics.jsonl"),
         "scores": scored.scores,
         "metrics": scored.metrics(),
     }

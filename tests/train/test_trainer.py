@@ -12,10 +12,10 @@ from torch import Tensor
 
 from crossmodal.data.batches import Batch
 from crossmodal.errors import CheckpointError, ConfigError, DataError
+from crossmodal.evaluate.plots import read_metrics
 from crossmodal.evaluate.retrieval import score_corpus
 from crossmodal.model.checkpoints import load, read_state
 from crossmodal.train import checkpoints
-from crossmodal.train.metrics import read_metrics
 from crossmodal.train.recipe import load_recipe, parse_recipe
 from crossmodal.train.trainer import Trainer, drawn_stream
 
@@ -28,6 +28,10 @@ IAIS = {
     "weight": {"schedule": "exp", "scale": 4.0},
     "tag": "self_attn_loss",
 }
+
+
+def rows_of(run: Path) -> list[dict[str, Any]]:
+    return read_metrics(run / "metrics.jsonl")
 
 
 def pools(anchor: str, *more: dict[str, Any], **stream: Any) -> dict[str, Any]:
@@ -121,12 +125,12 @@ def test_a_resumed_run_is_an_unbroken_one_to_the_bit(tiny_world: Path, tmp_path:
     with pytest.raises(Killed):
         dying.train()
     assert [step for step, _ in checkpoints.steps(broken)] == [2, 4]
-    assert max(row["step"] for row in read_metrics(broken)) == 5  # behind the checkpoint: an orphan
+    assert max(row["step"] for row in rows_of(broken)) == 5  # behind the checkpoint: an orphan
     with (broken / "metrics.jsonl").open("a") as file:
         file.write('{"step": 5, "na')  # and a row that was being written
     torch.rand(3)  # another process would have another random state
     assert train(values, broken, resume=True).step == 7
-    assert read_metrics(broken) == read_metrics(whole)
+    assert rows_of(broken) == rows_of(whole)
     for folder in ("last", "best", "checkpoints/step_6", "checkpoints/step_7"):
         assert_same(read_state(broken / folder), read_state(whole / folder), folder)
     (_, one), (_, other) = (checkpoints.read_training(run) for run in (whole, broken))
@@ -141,7 +145,7 @@ def test_mixed_streams_are_drawn_by_ratio_from_seed_and_step(tiny_world: Path, t
     assert drawn != [drawn_stream(values.model_copy(update={"seed": 5}), step) for step in range(3000)]
     assert drawn_stream(parse_recipe(recipe(tiny_world)), 0) is None
     train(recipe(tiny_world, steps=4, streams=MIXED), tmp_path / "run")
-    logged = {(row["step"], row["name"]) for row in read_metrics(tmp_path / "run")}
+    logged = {(row["step"], row["name"]) for row in rows_of(tmp_path / "run")}
     for step in range(4):
         for stream, name in enumerate(("rank_loss", "mlm")):
             assert ((step + 1, f"train/{name}") in logged) == (drawn[step] == stream)
@@ -149,7 +153,7 @@ def test_mixed_streams_are_drawn_by_ratio_from_seed_and_step(tiny_world: Path, t
 
 def test_metrics_hold_every_step_and_validation_once(tiny_world: Path, tmp_path: Path) -> None:
     train(recipe(tiny_world, steps=5, log_every=2, validation={"every": 2}), tmp_path / "run")
-    rows = read_metrics(tmp_path / "run")
+    rows = rows_of(tmp_path / "run")
     keys = [(row["step"], row["name"]) for row in rows]
     assert len(keys) == len(set(keys))
     assert [step for step, name in keys if name == "train/loss"] == [2, 4, 5]
@@ -162,7 +166,7 @@ def test_metrics_hold_every_step_and_validation_once(tiny_world: Path, tmp_path:
 def test_the_best_checkpoint_is_that_of_the_highest_mean_of_both_directions(tiny_world: Path, tmp_path: Path) -> None:
     output = tmp_path / "run"
     trainer = train(recipe(tiny_world, steps=6, keep=9, validation={"every": 1}, optimizer={"lr": 0.01}), output)
-    values = {row["step"]: row["value"] for row in read_metrics(output) if row["name"] == "valid/r_mean"}
+    values = {row["step"]: row["value"] for row in rows_of(output) if row["name"] == "valid/r_mean"}
     best = max(values, key=values.__getitem__)  # the first of equals
     assert len(set(values.values())) > 1 and trainer.best == values[best]
     assert_same(read_state(output / "best"), read_state(output / "checkpoints" / f"step_{best}"))
@@ -187,7 +191,7 @@ def test_a_run_that_ends_between_its_best_and_its_step_checkpoint_loses_neither(
 
     monkeypatch.setattr(checkpoints, "write", recorded)
     trainer = train(values, whole)
-    r_means = [row["value"] for row in read_metrics(whole) if row["name"] == "valid/r_mean"]
+    r_means = [row["value"] for row in rows_of(whole) if row["name"] == "valid/r_mean"]
     best_step = 1 + r_means.index(trainer.best)
     assert best_step > 1
     both = [len(written) - 1 - written[::-1].index(name) for name in ("best", f"step_{best_step}")]
@@ -226,7 +230,7 @@ def test_tensorboard_holds_the_published_tags(tiny_world: Path, tmp_path: Path) 
     train(values, tmp_path, resume=True)
     board = EventAccumulator(str(tmp_path / "tensorboard"))
     board.Reload()
-    rows = read_metrics(tmp_path)
+    rows = rows_of(tmp_path)
     tags = board.Tags()["scalars"]
     assert {"loss", "rank_loss", "self_attn_loss", "lr", "grad_norm", "valid/r_mean", "valid/txt_r1"} <= set(tags)
     for tag in tags:
@@ -243,7 +247,7 @@ def test_the_loss_goes_down_and_recall_rises_above_chance(tiny_world: Path, tmp_
     values = recipe(tiny_world, steps=120, validation={"data": "train", "every": 120}, **changes)
     values["model"]["dropout"] = 0.0
     metrics = Trainer(parse_recipe(values), tmp_path).train()
-    losses = [row["value"] for row in read_metrics(tmp_path) if row["name"] == "train/loss"]
+    losses = [row["value"] for row in rows_of(tmp_path) if row["name"] == "train/loss"]
     first, last = sum(losses[:10]) / 10, sum(losses[-10:]) / 10
     assert first == pytest.approx(math.log(6), abs=0.1)  # six scores that say nothing
     assert last < 0.7 * first
@@ -253,7 +257,7 @@ def test_the_loss_goes_down_and_recall_rises_above_chance(tiny_world: Path, tmp_
 def test_fixed_galleries_are_each_captions_image_and_the_next_ones(tiny_world: Path, tmp_path: Path) -> None:
     values = recipe(tiny_world, steps=2, validation={"every": 1, "gallery": 5})
     trainer = train(values, tmp_path)
-    logged = {row["name"]: row["value"] for row in read_metrics(tmp_path) if row["step"] == 2}
+    logged = {row["name"]: row["value"] for row in rows_of(tmp_path) if row["step"] == 2}
     scored = score_corpus(trainer.model, trainer.corpus("val"))
     texts = trainer.corpus("val").parts[0].texts
     column = {image: i for i, image in enumerate(scored.image_ids)}
@@ -281,7 +285,7 @@ def test_half_precision_trains_float32_weights_to_about_the_same_losses(
     for name in ("fp32", precision):
         values = recipe(tiny_world, steps=3, precision=name, model={"dropout": 0.0}, optimizer={"lr": 1e-5})
         trainer = train(values, tmp_path / name)
-        losses[name] = [row["value"] for row in read_metrics(tmp_path / name) if row["name"] == "train/rank_loss"]
+        losses[name] = [row["value"] for row in rows_of(tmp_path / name) if row["name"] == "train/rank_loss"]
         assert {weight.dtype for weight in trainer.model.state_dict().values()} == {torch.float32}
     assert losses[precision] == pytest.approx(losses["fp32"], abs=close)
     assert losses[precision] != losses["fp32"]
@@ -293,7 +297,7 @@ def test_nothing_is_validated_where_nothing_is_asked_for(tiny_world: Path, tmp_p
     values = recipe(tiny_world, steps=2)
     del values["validation"]
     train(values, tmp_path)
-    assert not any(row["name"].startswith("valid/") for row in read_metrics(tmp_path))
+    assert not any(row["name"].startswith("valid/") for row in rows_of(tmp_path))
     assert [step for step, _ in checkpoints.steps(tmp_path)] == [2]
     assert_same(read_state(tmp_path / "best"), read_state(tmp_path / "last"))
 
