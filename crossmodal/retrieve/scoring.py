@@ -52,8 +52,8 @@ def score_blocks(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Every a with every b, in blocks of rows: yields (host indices into a (n,), scores (n,B)).
 
-    Without items on either side there are no blocks. Rows come shortest first; within a block, tiles of columns are shortest first, so that the pairs of one
-    tile have few distinct lengths.
+    Without items on either side there are no blocks. Rows come shortest first; within a block, tiles of columns
+    are shortest first, so that the pairs of one tile have few distinct lengths.
     """
     if not (len(a) and len(b)):
         return
