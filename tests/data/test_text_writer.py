@@ -16,7 +16,7 @@ from crossmodal.data.regions import open_regions
 from crossmodal.data.text_writer import TextWriter, image_key, write_text_db, write_texts
 from crossmodal.data.texts import TextDB
 from crossmodal.data.tokenizers import Tokenizer, load_tokenizer, train_tokenizer
-from crossmodal.errors import ConfigError, DataError
+from crossmodal.errors import ConfigError, CrossmodalError, DataError
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 COLOURS = ["red", "green", "blue", "yellow", "white"]
@@ -311,7 +311,7 @@ def test_real_photos_and_captions(tmp_path: Path) -> None:
     assert not report["missing_images"] and not report["empty"]
 
 
-@pytest.mark.skipif(
+@pytest.mark.skipif(  # real files of ../shared/data
     not all((SHARED / name).is_dir() for name in ("coco_karpathy_test", "coco_captions_val2017", "vocab")),
     reason="../shared/data/{coco_karpathy_test,coco_captions_val2017,vocab} are missing",
 )
@@ -325,3 +325,29 @@ def test_real_caption_files(tmp_path: Path) -> None:
     assert db["0"].input_ids[:4] == (1037, 2158, 2007, 1037)  # a man with a
     captions, format = read_captions(SHARED / "coco_captions_val2017" / "captions_val2017.json")
     assert (len(captions), format, captions[0].image) == (25014, "coco", "000000397133.jpg")
+
+
+def test_divided_by_image_always_alike(tmp_path: Path) -> None:
+    lines = [f"photo_{i}.jpg\ta cat on mat {i} number {n}" for i in range(20) for n in range(2)]
+    (tmp_path / "captions.tsv").write_text("\n".join(lines))
+    shares = {"train": 0.8, "val": 0.1, "test": 0.1}
+    parts = []
+    for name in ("once", "again"):
+        report = write_texts(tmp_path / "captions.tsv", tmp_path / name, vocab_size=100, divide=shares)
+        assert report["parts"] == {"train": 32, "val": 4, "test": 4} and report["captions"] == 40
+        dbs = {part: TextDB(tmp_path / name / part) for part in shares}
+        assert len({db.tokenizer for db in dbs.values()}) == 1
+        parts.append({part: set(db.images) for part, db in dbs.items()})
+    assert parts[0] == parts[1]
+    assert len(set().union(*parts[0].values())) == 20
+
+
+@pytest.mark.parametrize(
+    ("shares", "said"),
+    [({"train": 0.5, "test": 0.4}, "add up to 1"), ({"train": 0.99, "test": 0.01}, "leave none for the part 'test'")],
+)
+def test_shares_that_do_not_divide_the_images(tmp_path: Path, shares: dict[str, float], said: str) -> None:
+    (tmp_path / "captions.tsv").write_text("\n".join(f"photo_{i}.jpg\ta cat" for i in range(5)))
+    with pytest.raises(CrossmodalError, match=said):
+        write_texts(tmp_path / "captions.tsv", tmp_path / "out", vocab_size=50, divide=shares)
+    assert not (tmp_path / "out").exists()

@@ -71,12 +71,14 @@ def test_a_sequence_does_not_see_its_neighbours() -> None:
     assert not torch.isclose(after[4:6], before[4:6]).any()
 
 
+@settings(deadline=None)
 @given(lengths, st.integers(1, 64))
 def test_the_plan_covers_every_sequence_once_in_order(sizes: list[int], width: int) -> None:
     bounds = transformer._plan(sizes, width)
     assert [i for start, stop in bounds for i in range(start, stop)] == list(range(len(sizes)))
 
 
+@settings(deadline=None)
 @given(lengths, st.sampled_from([0, 300, 3000]))
 def test_a_group_pads_no_more_than_a_call_costs(sizes: list[int], cost: int) -> None:
     plan = packing(sizes, cost)
