@@ -70,7 +70,8 @@ def run_demo(output: Path, *, seed: int = 0, quick: bool = False) -> dict[str, A
     if output.exists() and any(output.iterdir()):
         raise ConfigError(f"the output folder {output} is not empty; choose another, or leave --output out")
     start = time.monotonic()
-    world = write_world(output / "world", seed=seed, train_pictures=False, **(QUICK_WORLD if quick else {}))
+    sizes: dict[str, Any] = QUICK_WORLD if quick else {"workers": os.cpu_count() or 1}
+    world = write_world(output / "world", seed=seed, **sizes)
     words = _train(_recipe("demo-words", world, seed, quick), output / "words")
     matching = _train(_recipe("demo-match", world, seed, quick, words), output / "matching")
     recipes = {arm: _recipe("demo-hard", world, seed, quick, matching, iais=arm == "iais") for arm in ARMS}

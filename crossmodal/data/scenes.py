@@ -22,8 +22,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -115,10 +116,12 @@ def write_world(
     val: int = 200,
     test: int = 200,
     train_pictures: bool = False,
+    workers: int = 1,
 ) -> Path:
     """Write the world of this seed and size to the folder `output`, which must not exist or be empty.
 
     train_pictures: write the training pictures too, which most pipelines do not read (about 20 kB each).
+    workers: processes that render the training scenes; the files do not depend on it.
     The same arguments give the same files. Everything is written to ``<output>.partial`` and renamed at the
     end. Raises ConfigError for a negative seed, an empty split, or an output that is there already.
     """
@@ -130,42 +133,54 @@ def write_world(
             raise ConfigError(f"The world's {split} split has {count} scenes; give at least 1.")
     output = Path(output).absolute()
     refuse_existing(output)
-    partial = output.with_name(f"{output.name}.partial")
-    if partial.exists():
-        shutil.rmtree(partial)  # of an earlier run that was killed
-    partial.mkdir(parents=True)
+    unfinished = output.with_name(f"{output.name}.partial")
+    if unfinished.exists():
+        shutil.rmtree(unfinished)  # of an earlier run that was killed
+    unfinished.mkdir(parents=True)
     try:
         world = sample_world(seed, counts)
         sentences = [c.sentence for described in world["train"] for c in described.captions]
         tokenizer = train_tokenizer(sentences, _VOCABULARY)
-        tokenizer.save(partial / "tokenizer")
+        tokenizer.save(unfinished / "tokenizer")
         for split, scenes in world.items():
             captions = [caption for described in scenes for caption in described.captions]
-            write_text_db(captions, partial / "texts" / split, tokenizer, total=len(captions))
-            pictures = partial / "images" / split if split != "train" or train_pictures else None
+            write_text_db(captions, unfinished / "texts" / split, tokenizer, total=len(captions))
+            pictures = unfinished / "images" / split if split != "train" or train_pictures else None
             records = _records(scenes, pictures)
-            write_region_db(records, partial / "regions" / split, **OPEN_OPTIONS, total=len(scenes))
-            _write_json(partial / f"scenes_{split}.json", [_as_json(described) for described in scenes])
+            write_region_db(
+                records,
+                unfinished / "regions" / split,
+                **OPEN_OPTIONS,
+                total=len(scenes),
+                workers=workers if split == "train" else 1,
+            )
+            _write_json(unfinished / f"scenes_{split}.json", [_as_json(described) for described in scenes])
             if split != "train":
                 negatives = [negative for described in scenes for negative in described.negatives]
-                _write_json(partial / f"negatives_{split}.json", negatives)
-        _write_json(partial / "world.json", _summary(seed, counts))
-        os.replace(partial, output)
+                _write_json(unfinished / f"negatives_{split}.json", negatives)
+        _write_json(unfinished / "world.json", _summary(seed, counts))
+        os.replace(unfinished, output)
     except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(unfinished, ignore_errors=True)
         raise
     return output
 
 
-def _records(scenes: list[DescribedScene], pictures: Path | None) -> Iterator[tuple[str, dict[str, NDArray[Any]]]]:
-    """Region records of the scenes, saving each picture on the way where a folder is given."""
+def _records(
+    scenes: list[DescribedScene], pictures: Path | None
+) -> Iterator[tuple[str, Callable[[], dict[str, NDArray[Any]]]]]:
+    """What makes the region record of each scene, and saves its picture where a folder is given."""
     if pictures is not None:
         pictures.mkdir(parents=True)
     for described in scenes:
-        picture, record = described.observe()
-        if pictures is not None:
-            Image.fromarray(picture).save(pictures / f"{described.scene.name}.png", compress_level=4)
-        yield described.image, record
+        yield described.image, partial(_record, described, pictures)
+
+
+def _record(described: DescribedScene, pictures: Path | None) -> dict[str, NDArray[Any]]:
+    picture, record = described.observe()
+    if pictures is not None:
+        Image.fromarray(picture).save(pictures / f"{described.scene.name}.png", compress_level=4)
+    return record
 
 
 def _as_json(described: DescribedScene) -> dict[str, Any]:

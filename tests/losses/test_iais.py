@@ -33,7 +33,7 @@ def blocks(sizes: list[tuple[int, int]], seed: int = 0, extra: int = 0) -> Block
             block[g, :height, :width] = logits.softmax(dim=1) if width else logits
         out.append(block)
     counts = torch.tensor(sizes).T
-    return (*out, counts[0], counts[1])  # type: ignore[return-value]
+    return (*out, counts[0], counts[1])
 
 
 def skl(p: list[list[float]], q: list[list[float]], epsilon: float) -> float:
@@ -93,7 +93,7 @@ def test_gradients(alignment: Any, side: Any) -> None:
 def gradients(b: Blocks, **options: Any) -> list[Tensor]:
     """Of the sum over pairs with respect to the four blocks; 0 for a block that is not used."""
     inputs = [x.detach().requires_grad_() for x in b[:4]]
-    iais_terms(*inputs, b[4], b[5], **options).sum().backward()  # type: ignore[call-arg, misc]
+    iais_terms(*inputs, b[4], b[5], **options).sum().backward()
     return [torch.zeros_like(x) if x.grad is None else x.grad for x in inputs]
 
 
@@ -130,8 +130,8 @@ def test_exact_zeros_give_finite_values_and_gradients(alignment: Any, dtype: tor
     for block in b[:4]:
         block[0, :3, :3] = torch.eye(3)
     single = (*(x.to(dtype) for x in b[:4]), *b[4:])
-    assert iais(*single, alignment=alignment).isfinite()  # type: ignore[arg-type]
-    assert all(g.isfinite().all() for g in gradients(single, alignment=alignment))  # type: ignore[arg-type]
+    assert iais(*single, alignment=alignment).isfinite()
+    assert all(g.isfinite().all() for g in gradients(single, alignment=alignment))
 
 
 @pytest.mark.parametrize("alignment", ALIGNMENTS)
@@ -178,11 +178,11 @@ def test_ties_take_the_first_region() -> None:
 def test_half_precision_blocks_are_compared_in_float32(dtype: torch.dtype, alignment: Any) -> None:
     b = blocks([(4, 5), (2, 3)], seed=5)
     half = (*(x.to(dtype) for x in b[:4]), *b[4:])
-    value = iais(*half, alignment=alignment)  # type: ignore[arg-type]
+    value = iais(*half, alignment=alignment)
     assert value.dtype == torch.float32 and value.isfinite()
     single = (*(x.float() for x in half[:4]), *b[4:])
-    torch.testing.assert_close(value, iais(*single, alignment=alignment))  # type: ignore[arg-type]
-    assert all(g.isfinite().all() for g in gradients(half, alignment=alignment))  # type: ignore[arg-type]
+    torch.testing.assert_close(value, iais(*single, alignment=alignment))
+    assert all(g.isfinite().all() for g in gradients(half, alignment=alignment))
 
 
 class NoWaiting(TorchDispatchMode):

@@ -13,8 +13,8 @@ from crossmodal.model.uniter import Uniter
 
 def pad(sequences: list[Tensor]) -> tuple[Tensor, Tensor]:
     """Sequences (n,D) -> (B,T,D) with zeros at the right, and which positions are real (B,T)."""
-    lengths = torch.tensor([len(s) for s in sequences])
-    return torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True), torch.arange(lengths.max()) < lengths[:, None]
+    x = torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True)
+    return x, torch.arange(x.shape[1]) < torch.tensor([len(s) for s in sequences])[:, None]
 
 
 def layer(module: Layer, x: Tensor, mask: Tensor) -> Tensor:

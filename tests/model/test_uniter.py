@@ -111,6 +111,8 @@ def test_roles_may_have_other_names_and_hold_more() -> None:
 class Counting(Uniter):
     """Notes what it is asked to encode."""
 
+    encoded: list[tuple[str, int]]
+
     def encode(self, side: str, items: Items) -> Encoded:
         self.encoded.append((side, len(items)))
         return super().encode(side, items)
