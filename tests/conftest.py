@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
 
 from crossmodal.data.region_writer import write_region_db
 from crossmodal.data.text_writer import Caption, write_text_db
@@ -15,6 +16,10 @@ from crossmodal.data.tokenizers import train_tokenizer
 
 from .commands import command
 from .recipes import tiny_recipe, write_recipe
+
+# A first call that imports or compiles something may take long; how long is not what these tests are about.
+settings.register_profile("crossmodal", deadline=None)
+settings.load_profile("crossmodal")
 
 COLOURS = ("red", "green", "blue", "yellow", "black", "white")
 KINDS = ("dog", "cat", "car", "tree", "ball", "chair")
