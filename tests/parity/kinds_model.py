@@ -54,7 +54,7 @@ def forward(case: Case) -> None:
         joint = join(a, b, batch.pairs)
         x, packing, place = joint.x, joint.packing, joint.place
     elif "input_ids" in given:
-        a = model.encode("text", Texts(given["input_ids"], given["txt_lens"]))
+        a = model.encode("text", Texts(given["input_ids"], given["txt_lens"], given.get("txt_type_ids")))
         x, packing, place = (
             a.rows["tokens"],
             Packing.of(a.lengths, 1, torch.device("cpu")),
@@ -299,6 +299,7 @@ def checkpoint_load(case: Case) -> None:
     report = load_state(model, case.under("in/ckpt"), layout="uniter")
     assert set(report.new) == set(case.json["missing"])
     assert set(report.ignored) == set(case.json["unexpected"])
+    model.start_rank_head()  # the training scripts always do, whether the checkpoint had a rank head or not
     expected = case.under("out/model")
     assert expected.keys() == model.state_dict().keys()
     for name, value in model.state_dict().items():
