@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from crossmodal.data.batches import Batch, Items, Regions, Texts, length_mask
@@ -58,10 +59,14 @@ class UniterConfig:
     def of(values: Mapping[str, Any]) -> UniterConfig:
         """From a published or own configuration; keys of other programs are ignored.
 
-        Raises ConfigError where the sizes do not go together.
+        Raises ConfigError where a value is of the wrong type or the sizes do not go together.
         """
         known = {f.name for f in fields(UniterConfig)}
-        config = UniterConfig(**{k: v for k, v in values.items() if k in known})
+        try:
+            config = TypeAdapter(UniterConfig).validate_python({k: v for k, v in values.items() if k in known})
+        except ValidationError as error:
+            wrong = "; ".join(f"{e['loc'][0]} is {e['input']!r}" for e in error.errors())
+            raise ConfigError(f"the model configuration has values of the wrong type: {wrong}; give numbers") from None
         if config.hidden_size % config.num_attention_heads:
             raise ConfigError(
                 f"hidden_size {config.hidden_size} is not a multiple of num_attention_heads "

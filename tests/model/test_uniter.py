@@ -290,3 +290,8 @@ def test_the_configuration_builds_the_same_model_again() -> None:
         built.eval()
     one, two = (built(batch(a, b, MATRIX), {"rank_scores"})["rank_scores"] for built in (model, again))
     assert torch.equal(one, two)
+
+
+def test_a_configuration_of_the_wrong_type_is_said_plainly() -> None:
+    with pytest.raises(ConfigError, match="hidden_size is 'wide'"):
+        Uniter({"vocab_size": 10, "hidden_size": "wide"})
