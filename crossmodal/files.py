@@ -41,6 +41,12 @@ def write_folder(folder: Path, write: Callable[[Path], object]) -> None:
     shutil.rmtree(older, ignore_errors=True)
 
 
+def write_synced(path: Path, text: str) -> None:
+    """Write a file inside a folder that is renamed as a whole later: on the disk before this returns."""
+    path.write_text(text, encoding="utf-8")
+    sync(path)
+
+
 def sync(path: Path) -> None:
     """Flush a file or folder to the disk."""
     handle = os.open(path, os.O_RDONLY)

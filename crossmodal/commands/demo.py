@@ -15,7 +15,7 @@ def demo(
 ) -> None:
     """Build the demo world, train a small UNITER from scratch with and without IAIS, and report recall@K.
 
-    Writes demo.json and report.html. About six minutes on two cores.
+    Writes demo.json and report.html. About five minutes on two cores.
     """
     from crossmodal.demo import run_demo
     from crossmodal.train.trainer import new_run_folder

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -58,19 +59,20 @@ class Corpus:
             out.append(texts.lengths[caption] + regions.lengths[texts.image_of[caption]])
         return out
 
-    @property
-    def text_keys(self) -> list[tuple[int, str]]:
-        return self.anchors
-
-    @property
+    @cached_property
     def image_keys(self) -> list[tuple[int, str]]:
         """Images in evaluation order: those of the caption files, stably by number of regions (spec 13.2)."""
         keys = [(p, image) for p, part in enumerate(self.parts) for image in part.texts.images]
         return sorted(keys, key=lambda key: self.parts[key[0]].regions.lengths[key[1]])
 
+    @cached_property
+    def column_of(self) -> dict[tuple[int, str], int]:
+        """The column of each image in evaluation order."""
+        return {key: i for i, key in enumerate(self.image_keys)}
+
     def image_of_texts(self) -> torch.Tensor:
         """(texts,) the column of each caption's image in evaluation order."""
-        column = {key: i for i, key in enumerate(self.image_keys)}
+        column = self.column_of
         return torch.tensor([column[p, self.parts[p].texts.image_of[caption]] for p, caption in self.anchors])
 
     def batches(

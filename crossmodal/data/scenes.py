@@ -41,6 +41,7 @@ from crossmodal.data.scene_render import render
 from crossmodal.data.text_writer import refuse_existing, write_text_db
 from crossmodal.data.tokenizers import train_tokenizer
 from crossmodal.errors import ConfigError
+from crossmodal.files import write_synced
 
 __all__ = ["OPEN_OPTIONS", "SPLITS", "DescribedScene", "sample_world", "write_world"]
 
@@ -154,11 +155,13 @@ def write_world(
                 total=len(scenes),
                 workers=workers if split == "train" else 1,
             )
-            _write_json(unfinished / f"scenes_{split}.json", [_as_json(described) for described in scenes])
+            write_synced(
+                unfinished / f"scenes_{split}.json", json.dumps([_as_json(described) for described in scenes], indent=1)
+            )
             if split != "train":
                 negatives = [negative for described in scenes for negative in described.negatives]
-                _write_json(unfinished / f"negatives_{split}.json", negatives)
-        _write_json(unfinished / "world.json", _summary(seed, counts))
+                write_synced(unfinished / f"negatives_{split}.json", json.dumps(negatives, indent=1))
+        write_synced(unfinished / "world.json", json.dumps(_summary(seed, counts), indent=1))
         os.replace(unfinished, output)
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -207,10 +210,3 @@ def _summary(seed: int, counts: Mapping[str, int]) -> dict[str, Any]:
         "sizes": SIZES,
         "relations": RELATIONS,
     }
-
-
-def _write_json(path: Path, content: Any) -> None:
-    with open(path, "w", encoding="utf-8") as file:
-        json.dump(content, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())

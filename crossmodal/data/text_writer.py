@@ -19,6 +19,7 @@ from crossmodal.data.samplers import stable_hash
 from crossmodal.data.texts import encode_record
 from crossmodal.data.tokenizers import Tokenizer, load_tokenizer, train_tokenizer
 from crossmodal.errors import ConfigError, DataError
+from crossmodal.files import sync, write_synced
 
 __all__ = ["Caption", "TextWriter", "write_text_db", "write_texts"]
 
@@ -125,14 +126,14 @@ class TextWriter:
             "MASK": tokenizer.mask,
             "v_range": list(tokenizer.v_range),
         }
-        _write_json(self._partial / "txt2img.json", self._image_of)
-        _write_json(self._partial / "img2txts.json", self._texts_of)
-        _write_json(self._partial / "id2len.json", self._lengths)
-        _write_json(self._partial / "meta.json", meta)
-        _sync_folder(self._partial)
+        write_synced(self._partial / "txt2img.json", json.dumps(self._image_of))
+        write_synced(self._partial / "img2txts.json", json.dumps(self._texts_of))
+        write_synced(self._partial / "id2len.json", json.dumps(self._lengths))
+        write_synced(self._partial / "meta.json", json.dumps(meta))
+        sync(self._partial)
         close(self.output)  # a removed database of this name may still be open
         os.rename(self._partial, self.output)  # replaces an empty folder, refuses any other
-        _sync_folder(self.output.parent)
+        sync(self.output.parent)
 
 
 def write_text_db(
@@ -288,18 +289,3 @@ def refuse_existing(output: Path) -> None:
         return
     if output.exists():
         raise ConfigError(f"{output} exists already; give another output or remove it first")
-
-
-def _write_json(path: Path, content: Any) -> None:
-    with open(path, "w", encoding="utf-8") as file:
-        json.dump(content, file)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

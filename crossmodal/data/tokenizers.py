@@ -20,6 +20,7 @@ from tokenizers import AddedToken, models, normalizers, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Backend
 
 from crossmodal.errors import ConfigError, DataError
+from crossmodal.files import write_whole
 
 SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
@@ -139,8 +140,10 @@ class Tokenizer:
         """Write ``tokenizer.json`` and, for the name, ``tokenizer_config.json``."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        _write(folder / "tokenizer.json", self._backend.to_str(pretty=True))
-        _write(folder / _CONFIG, json.dumps({"name_or_path": self.name}, indent=2))
+        text = self._backend.to_str(pretty=True)
+        write_whole(folder / "tokenizer.json", lambda path: path.write_text(text, encoding="utf-8"))
+        name = json.dumps({"name_or_path": self.name}, indent=2)
+        write_whole(folder / _CONFIG, lambda path: path.write_text(name, encoding="utf-8"))
 
 
 def load_tokenizer(spec: str | os.PathLike[str], *, lowercase: bool | None = None) -> Tokenizer:
@@ -306,12 +309,3 @@ def _name_of(path: Path) -> str:
 def _last(name: str) -> str:
     """``google-bert/bert-base-cased`` and ``bert-base-cased`` are one tokenizer."""
     return name.rstrip("/").rsplit("/", 1)[-1]
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".partial")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)

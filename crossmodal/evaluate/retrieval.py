@@ -39,7 +39,7 @@ class Scored:
 def encode_corpus(model: Model, corpus: Corpus, text_rows: slice = slice(None)) -> tuple[Encoded, Encoded]:
     """Both sides of a corpus, encoded: captions in database order (those of `text_rows`), images in
     evaluation order."""
-    texts = corpus.batches("text", corpus.text_keys[text_rows], model.processor)
+    texts = corpus.batches("text", corpus.anchors[text_rows], model.processor)
     images = corpus.batches("image", corpus.image_keys, model.processor)
     return encode_all(model, "text", texts), encode_all(model, "image", images)
 
@@ -73,7 +73,7 @@ def score_corpus(
         numbers = torch.arange(len(corpus))
         order = torch.cat([numbers[r::size] for r in range(size)]).argsort()
         scores = gathered[order]
-    return Scored(scores, [k for _, k in corpus.text_keys], [k for _, k in corpus.image_keys], corpus.image_of_texts())
+    return Scored(scores, [k for _, k in corpus.anchors], [k for _, k in corpus.image_keys], corpus.image_of_texts())
 
 
 def fixed_galleries(texts: TextDB, size: int) -> list[list[str]]:
@@ -97,11 +97,11 @@ def fixed_gallery_recall(
     progress: Callable[[int], object] | None = None,
 ) -> dict[str, float]:
     """`recall_1`, `recall_5`, `recall_10` of each caption's image within its fixed gallery (spec section 11)."""
-    pairs, column = [], {key: i for i, key in enumerate(corpus.image_keys)}
+    pairs = []
     row = 0
     for p, part in enumerate(corpus.parts):
         for gallery in fixed_galleries(part.texts, size):
-            pairs += [(row, column[p, image]) for image in gallery]
+            pairs += [(row, corpus.column_of[p, image]) for image in gallery]
             row += 1
     with inference(model):
         a, b = encode_corpus(model, corpus)

@@ -46,8 +46,7 @@ def evaluate_corpus(
     """Score every caption against every image and count (spec section 13)."""
     scored = score_corpus(model, corpus, tokens=tokens, ranks=process, progress=progress)
     # Folds are runs of consecutive images of the caption file; the columns stand in evaluation order.
-    column = {key: i for i, key in enumerate(corpus.image_keys)}
-    order = [column[p, image] for p, part in enumerate(corpus.parts) for image in part.texts.images]
+    order = [corpus.column_of[p, image] for p, part in enumerate(corpus.parts) for image in part.texts.images]
     protocol = run_protocol(
         scored.scores, scored.image_of, folds=folds, order=order, ties=ties, reference_count=reference_count
     )

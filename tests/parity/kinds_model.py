@@ -316,7 +316,7 @@ def end_to_end_eval(case: Case) -> None:
     texts = corpus.parts[0].texts
     model.processor = UniterProcessor(texts.cls, texts.sep, texts.mask, texts.v_range, model.config.img_dim)
     scores = score_corpus(model, corpus).scores
-    assert [k for _, k in corpus.text_keys] == case.json["txt_ids"]
+    assert [k for _, k in corpus.anchors] == case.json["txt_ids"]
     assert [k for _, k in corpus.image_keys] == case.json["img_ids"]
     case.array("out/score_matrix", scores)
     ranked = ranks(scores, corpus.image_of_texts())
