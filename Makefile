@@ -1,5 +1,6 @@
 # make demo    set everything up in .venv and run the main job on the built-in world
 # make test    set everything up, then linters, type checker and tests
+# make soak    the kill and fuzz loops in their long form, with their counts
 # make lint    linters and type checker alone
 # make clean   remove what building and testing left (runs/ and .venv stay)
 #
@@ -14,9 +15,9 @@ BIN   := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 # One thread for each process, so that two test workers and the processes they start share two cores peacefully.
-test: export OMP_NUM_THREADS = 1
+test soak: export OMP_NUM_THREADS = 1
 
-.PHONY: install system test demo lint clean
+.PHONY: install system test soak demo lint clean
 .DEFAULT_GOAL := install
 
 install: $(STAMP)
@@ -56,6 +57,9 @@ lint: install
 
 test: system lint
 	$(BIN)/python -m pytest -q $(PYTEST_FLAGS)
+
+soak: install
+	$(BIN)/python -m pytest -q $(PYTEST_FLAGS) -m soak --soak
 
 demo: install
 	$(BIN)/crossmodal demo

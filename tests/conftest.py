@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from .recipes import tiny_recipe, write_recipe
 
 # A first call that imports or compiles something may take long; how long is not what these tests are about.
 settings.register_profile("crossmodal", deadline=None)
+settings.register_profile("soak", deadline=None, max_examples=2000)
 settings.load_profile("crossmodal")
 
 COLOURS = ("red", "green", "blue", "yellow", "black", "white")
@@ -29,6 +31,29 @@ WIDTH = 16
 """Numbers a region: a one-hot colour, a one-hot kind, noise."""
 
 Thing = tuple[int, int]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--soak", action="store_true", help="run the kill and fuzz loops in their long form")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--soak"):
+        settings.load_profile("soak")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What the loops of `tests/soak` counted."""
+    reports = terminalreporter.stats.get("passed", []) + terminalreporter.stats.get("failed", [])
+    for report in reports:
+        for name, count in report.user_properties:
+            terminalreporter.write_line(f"{name}: {count}")
+
+
+@pytest.fixture
+def kills(request: pytest.FixtureRequest) -> Callable[[int], int]:
+    """How many kills a loop takes: ``kills(50)`` is 50 in the long form and 5 in the short one."""
+    return lambda long: long if request.config.getoption("--soak") else 5
 
 
 @pytest.fixture(scope="session")
