@@ -7,6 +7,7 @@ the machine does meets both alike. With one thread the clock is the process's CP
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import statistics
 import time
@@ -41,15 +42,15 @@ def options(description: str) -> Options:
     return Options(given.quick, given.json, given.threads)
 
 
-def take_turns(cases: Mapping[str, Callable[[], object]], rounds: int) -> Seconds:
+def take_turns(cases: Mapping[str, Callable[[], object]], rounds: int, *, warm_up: bool = True) -> Seconds:
     """The seconds of every case in each of `rounds` rounds, after one round that is not counted."""
     clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     seconds: Seconds = {name: [] for name in cases}
-    for number in range(rounds + 1):
+    for number in range(-int(warm_up), rounds):
         for name, run in cases.items():
             start = clock()
             run()
-            if number:
+            if number >= 0:
                 seconds[name].append(clock() - start)
     return seconds
 
@@ -64,10 +65,8 @@ def ratio(seconds: Seconds, slow: str, fast: str) -> float:
 
 
 def peak_memory(run: Callable[[], object]) -> float:
-    """Megabytes by which `run` raises the resident memory of this process at its peak (Linux).
-
-    Memory that an earlier run freed and the allocator kept is not counted again: measure the largest case first.
-    """
+    """Megabytes by which `run` raises the resident memory of this process at its peak (Linux, glibc)."""
+    ctypes.CDLL(None).malloc_trim(0)  # what earlier runs freed goes back first, or it would not be counted again
     with open("/proc/self/clear_refs", "w") as file:
         file.write("5")  # the peak starts again from what is resident now
     before = _status("VmRSS")

@@ -300,13 +300,17 @@ class Uniter(Model):
 
     def attention_blocks(self, below: Tensor, joint: Joint, group: int) -> dict[str, Tensor]:
         """The four blocks of each positive, from the input of the last layer (IAIS, spec section 6.2)."""
-        starts = joint.starts[::group]
         n_text, n_image = joint.text_lengths[::group], joint.image_lengths[::group]
-        words, word_real = _take(below, starts + 1, (n_text - 2).clamp(min=0))  # [CLS] and [SEP] left out
-        regions, region_real = _take(below, starts + n_text, n_image)
+        n = n_text + n_image
+        positives = below.index_select(0, ragged_index(joint.starts[::group], n).to(below.device))
         attention = self.uniter.encoder.last.attention.inner
-        q = {"text": attention.query(words), "image": attention.query(regions)}
-        k = {"text": attention.key(words), "image": attention.key(regions)}
+        queries, keys = attention.query(positives), attention.key(positives)  # once, on real tokens alone
+        starts = n.cumsum(0) - n
+        words = starts + 1, (n_text - 2).clamp(min=0)  # [CLS] and [SEP] left out
+        regions = starts + n_text, n_image
+        q = {"text": _take(queries, *words)[0], "image": _take(queries, *regions)[0]}
+        (text_keys, word_real), (image_keys, region_real) = _take(keys, *words), _take(keys, *regions)
+        k = {"text": text_keys, "image": image_keys}
         real = {"text": word_real, "image": region_real}
 
         def block(rows: str, columns: str) -> Tensor:
