@@ -32,11 +32,14 @@ def joined(text: Tensor, images: Tensor, image_lengths: Tensor) -> tuple[Tensor,
 
 
 class Published:
-    """UNITER's published forward pass at evaluation, from a model's state dict."""
+    """UNITER's published forward pass on a model's own parameters; with dropout while the model trains."""
 
     def __init__(self, model: Uniter) -> None:
         self.model, self.config = model, model.config
-        self.weights = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+        self.weights = dict(model.named_parameters())
+
+    def _dropout(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.config.hidden_dropout_prob, self.model.training)
 
     def _linear(self, name: str, x: Tensor) -> Tensor:
         return F.linear(x, self.weights[f"{name}.weight"], self.weights[f"{name}.bias"])
@@ -53,13 +56,12 @@ class Published:
         inner = f"{name}.attention.self"
         q, k, v = (self._split(self._linear(f"{inner}.{part}", x)) for part in ("query", "key", "value"))
         scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1]) + mask
-        context = (scores.softmax(dim=-1) @ v).permute(0, 2, 1, 3).flatten(2)
-        y = self._norm(
-            f"{name}.attention.output.LayerNorm", self._linear(f"{name}.attention.output.dense", context) + x
-        )
+        context = (self._dropout(scores.softmax(dim=-1)) @ v).permute(0, 2, 1, 3).flatten(2)
+        projected = self._dropout(self._linear(f"{name}.attention.output.dense", context))
+        y = self._norm(f"{name}.attention.output.LayerNorm", projected + x)
         h = self._linear(f"{name}.intermediate.dense", y)
         h = h * 0.5 * (1.0 + torch.erf(h / math.sqrt(2.0)))
-        return self._norm(f"{name}.output.LayerNorm", self._linear(f"{name}.output.dense", h) + y)
+        return self._norm(f"{name}.output.LayerNorm", self._dropout(self._linear(f"{name}.output.dense", h)) + y)
 
     def __call__(self, texts: Texts, regions: Regions) -> Tensor:
         """One caption against a mini-batch of images (B): raw rank scores (B,)."""
