@@ -9,7 +9,9 @@ from collections.abc import Sequence
 
 import typer
 
+from crossmodal.disk import reason_of
 from crossmodal.errors import CrossmodalError
+from crossmodal.train.interrupts import Interrupted
 
 app = typer.Typer(
     name="crossmodal",
@@ -47,9 +49,17 @@ def run(arguments: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except Interrupted as end:  # it has said how to go on
+        return 128 + end.number
     except KeyboardInterrupt:
         return 130
     except Exception as error:
+        full = reason_of(error)
+        if full is not None:
+            if debug:
+                traceback.print_exc()
+            print(f"error: not everything could be written: {full}; free some space and repeat it", file=sys.stderr)
+            return 2
         show = getattr(error, "show", None)  # a usage error of the command line itself
         if show is None:
             raise

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from crossmodal.data.corpus import Corpus
 from crossmodal.data.scenes import write_world
@@ -110,7 +111,7 @@ def _recipe(
 
 def _train(recipe: Recipe, run: Path, progress: bool = True) -> Path:
     """Train one phase; the checkpoint folder of its last step."""
-    Trainer(recipe, run, progress=progress).train()
+    Trainer(recipe, run, progress=progress, signals=False).train()  # nothing could go on with a demo
     return run / "last"
 
 
@@ -129,7 +130,9 @@ def _run_arm(recipe: Recipe, run: Path, progress: bool) -> Arm:
     """Train one arm and evaluate it on the test scenes; one of the two shows its progress."""
     _train(recipe, run, progress)
     model, corpus = load(run / "last"), open_data(recipe.data["test"])
-    found = evaluate_corpus(model, corpus, progress=progress)
+    pairs = len(corpus) * len(corpus.image_keys)
+    with tqdm(total=pairs, unit="pair", unit_scale=True, disable=not progress) as bar:
+        found = evaluate_corpus(model, corpus, progress=bar.update)
     save_evaluation(run / "test", found, {"checkpoint": str(run / "last"), "split": "test"})
     texts = corpus.parts[0].texts.path
     negatives = json.loads((texts.parent.parent / "negatives_test.json").read_text())

@@ -1,4 +1,4 @@
-"""The three kinds of mistake a user can make; each message is one sentence: what, where, what to do."""
+"""The kinds of mistake a user can make; each message is one sentence: what, where, what to do."""
 
 from __future__ import annotations
 
@@ -20,6 +20,14 @@ class DataError(CrossmodalError):
 
 class CheckpointError(CrossmodalError):
     """A checkpoint that is damaged, of another layout or of other shapes."""
+
+
+class TrainingError(CrossmodalError):
+    """A run that cannot go on as it stands, its losses not being finite."""
+
+
+class DiskError(CrossmodalError):
+    """A disk that has no room for what is to be written; what was there stays as it was."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+import yaml
+
+from crossmodal.model.checksums import write_sums
 
 from .commands import command, databases, refused
 from .recipes import tiny_recipe, write_recipe
@@ -135,6 +142,135 @@ def test_checkpoints_that_cannot_be_tested(
     (tmp_path / "larger.json").write_text(json.dumps(larger))
     said = refused(capsys, "test", "--checkpoint", weights, *data, "--model_config", tmp_path / "larger.json")
     assert "has other shapes than the model in 6 tensors: " in said and "(64, 32) instead of (128, 32)" in said
+
+
+# --- checkpoints that are damaged, of other shapes, or more than data ------------------------------------------------
+
+
+class Evil:
+    """Would run a command when unpickled."""
+
+    def __init__(self, command: str) -> None:
+        self.command = command
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, (self.command,)
+
+
+def uses(what: str, checkpoint: Path, config: Path, world: Path, recipe: Path, output: Path) -> list[object]:
+    """The words of a command that reads a file of weights."""
+    if what == "test":
+        return ["test", "--checkpoint", checkpoint, *databases(world), "--model_config", config, "--output", output]
+    return ["train", "--config", recipe, "--output", output, "--set", f"model.checkpoint={checkpoint}"]
+
+
+@pytest.mark.parametrize("what", ["test", "train"])
+def test_weights_that_would_run_something_are_refused_by_its_name_and_do_not(
+    what: str,
+    exported: tuple[Path, Path],
+    tiny_world: Path,
+    recipe_file: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    evil = tmp_path / "evil.pt"
+    torch.save({"uniter.pooler.dense.bias": torch.zeros(32), "x": Evil(f"touch {tmp_path / 'sprung'}")}, evil)
+    said = refused(capsys, *uses(what, evil, exported[1], tiny_world, recipe_file, tmp_path / "out"))
+    assert said == (
+        f"error: {evil} cannot be read as plain weights (it holds posix.system, which is no data, and was not run); "
+        "export its state dict again"
+    )
+    assert [path.name for path in tmp_path.iterdir() if path != recipe_file] == ["evil.pt"]
+
+
+def test_a_training_state_that_would_run_something_is_refused_by_its_name_and_does_not(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With checksums that fit, as whoever exchanged it would have written them."""
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    for folder in (run / "checkpoints").iterdir():
+        torch.save({"step": 2, "optimizer": Evil(f"touch {tmp_path / 'sprung'}")}, folder / "training.pt")
+        write_sums(folder)
+    said = refused(capsys, "train", "--config", run / "recipe.yaml", "--output", run, "--resume")
+    assert said == (
+        f"error: each of the 2 checkpoints in {run / 'checkpoints'} is damaged "
+        f"({run / 'checkpoints' / 'step_4' / 'training.pt'} cannot be read (it holds posix.system, which is no data, "
+        "and was not run)); start again with a new output folder"
+    )
+    assert not (tmp_path / "sprung").exists()
+
+
+@pytest.mark.parametrize("what", ["test", "train"])
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_weights_that_were_cut_off(
+    suffix: str,
+    what: str,
+    exported: tuple[Path, Path],
+    trained: Path,
+    tiny_world: Path,
+    recipe_file: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    whole = exported[0] if suffix == ".pt" else trained / "best" / "model.safetensors"
+    cut = tmp_path / f"cut{suffix}"
+    cut.write_bytes(whole.read_bytes()[:-1000])
+    said = refused(capsys, *uses(what, cut, exported[1], tiny_world, recipe_file, tmp_path / "out"))
+    assert said.startswith(f"error: {cut} cannot be read as plain weights (") and "\n" not in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_checkpoint_folders_that_are_damaged_or_of_other_shapes(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(folder: Path) -> str:
+        for words in (["test", "--checkpoint", folder], ["export", folder, "--output", tmp_path / "x.pt"]):
+            said = refused(capsys, *words)
+            assert "\n" not in said
+        return said
+
+    cut, other = tmp_path / "cut", tmp_path / "other"
+    for folder in (cut, other):
+        shutil.copytree(trained / "best", folder)
+    weights = (cut / "model.safetensors").read_bytes()
+    (cut / "model.safetensors").write_bytes(weights[:-1])
+    assert refuse(cut).startswith(f"error: {cut / 'model.safetensors'} is damaged: its content does not match")
+    (cut / "SHA256SUMS").unlink()
+    assert refuse(cut).startswith(f"error: {cut / 'model.safetensors'} cannot be read as plain weights (")
+    description = (other / "model.json").read_text().replace('"intermediate_size": 64', '"intermediate_size": 128')
+    (other / "model.json").write_text(description)
+    assert refuse(other).startswith(f"error: {other / 'model.json'} is damaged")
+    (other / "SHA256SUMS").unlink()
+    assert refuse(other).startswith(f"error: {other} has other shapes than the model in 6 tensors: ")
+
+
+def test_a_checkpoint_of_other_shapes_is_neither_begun_with_nor_resumed(
+    exported: tuple[Path, Path], trained: Path, recipe_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    larger = ["--set", "model.config.intermediate_size=128"]
+    words = ["train", "--config", recipe_file, "--output", tmp_path / "run", "--set", f"model.checkpoint={exported[0]}"]
+    said = refused(capsys, *words, *larger)
+    assert f"{exported[0]} has other shapes than the model in 6 tensors: " in said
+    assert said.endswith("use the model configuration that it was trained with")
+    assert not (tmp_path / "run").exists()
+    run = tmp_path / "copy"
+    shutil.copytree(trained, run)
+    before = (run / "recipe.yaml").read_text()
+    said = refused(capsys, "train", "--config", run / "recipe.yaml", "--output", run, "--resume", *larger)
+    assert f"{run / 'checkpoints' / 'step_4'} has other shapes than the model in 6 tensors: " in said
+    assert (run / "recipe.yaml").read_text() == before
+
+
+def test_a_misspelt_key_of_the_model(recipe_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Keys of other programs, in a file of theirs, are left alone."""
+    recipe = yaml.safe_load(recipe_file.read_text())
+    config = recipe["model"]["config"]
+    config["hiden_size"] = config.pop("hidden_size")
+    source = write_recipe(tmp_path / "misspelt.yaml", recipe)
+    said = refused(capsys, "train", "--config", source, "--output", tmp_path / "run")
+    assert said == "error: the model configuration has the unknown key 'hiden_size'; did you mean hidden_size?"
+    assert not (tmp_path / "run").exists()
 
 
 def test_exports_that_cannot_be(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

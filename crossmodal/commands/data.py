@@ -4,19 +4,30 @@ from __future__ import annotations
 
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 app = typer.Typer(no_args_is_help=True, help="Build, convert and check databases of texts and regions.")
 
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder to write to.")]
-Compress = Annotated[bool, typer.Option(help="Store compressed npz values instead of msgpack.")]
 ConfTh = Annotated[float, typer.Option(help="Use boxes above this confidence; -1: always --num-bb.")]
 MaxBB = Annotated[int, typer.Option("--max-bb", help="At most so many boxes an image.")]
 MinBB = Annotated[int, typer.Option("--min-bb", help="At least so many boxes an image.")]
 NumBB = Annotated[int, typer.Option("--num-bb", help="Boxes an image with --conf-th -1.")]
 Workers = Annotated[int, typer.Option(help="Worker processes.")]
+_OWN = "If absent: as the source, else as in `photos`."
+
+
+class Flavour(str, Enum):
+    """How an image database packs the arrays of an image."""
+
+    raw = "raw"
+    msgpack = "msgpack"
+    npz = "npz"
+
+
+Flavoured = Annotated[Flavour, typer.Option(help="msgpack or npz: UNITER's two; raw: read without decoding.")]
 
 
 class RegionFormat(str, Enum):
@@ -33,40 +44,49 @@ def regions(
     source: Annotated[Path, typer.Argument(help="A .tsv, a folder of .npz, an .h5, or an image database.")],
     output: Output,
     from_: Annotated[RegionFormat | None, typer.Option("--from", help="Format; guessed if absent.")] = None,
-    compress: Compress = False,
-    conf_th: ConfTh = 0.2,
-    max_bb: MaxBB = 100,
-    min_bb: MinBB = 10,
-    num_bb: NumBB = 36,
+    flavour: Flavoured = Flavour.msgpack,
+    float16: Annotated[
+        bool | None,
+        typer.Option(help="Store float32 as float16; by default where a published flavour is made of no database."),
+    ] = None,
+    conf_th: Annotated[
+        float | None, typer.Option(help=f"Use boxes above this confidence; -1: always --num-bb. {_OWN}")
+    ] = None,
+    max_bb: Annotated[int | None, typer.Option("--max-bb", help=f"At most so many boxes an image. {_OWN}")] = None,
+    min_bb: Annotated[int | None, typer.Option("--min-bb", help=f"At least so many boxes an image. {_OWN}")] = None,
+    num_bb: Annotated[int | None, typer.Option("--num-bb", help=f"Boxes an image with --conf-th -1. {_OWN}")] = None,
     workers: Workers = 1,
 ) -> None:
-    """Convert detected boxes to a UNITER-compatible image database.
+    """Convert detected boxes to an image database, or an image database to another flavour.
 
-    A killed run is continued by the same command. Unreadable images are skipped, counted and listed.
+    An image database keeps all it holds, unless other boxes are asked for. A killed run is continued by the same
+    command. Unreadable images are skipped, counted and listed.
     """
-    from crossmodal.data.region_writer import write_region_db
+    from dataclasses import replace
+
+    from crossmodal.data.region_lmdb import LmdbRegions
+    from crossmodal.data.region_names import database_name, stem
+    from crossmodal.data.region_writer import convert_region_db, write_region_db
     from crossmodal.data.regions import open_regions
 
-    db = open_regions(
-        source,
-        conf_th=conf_th,
-        max_bb=max_bb,
-        min_bb=min_bb,
-        num_bb=num_bb,
-        kind=None if from_ is None else from_.value,
-    )
-    written = write_region_db(
-        db.sources(),
-        output,
-        conf_th=conf_th,
-        max_bb=max_bb,
-        min_bb=min_bb,
-        num_bb=num_bb,
-        compress=compress,
-        workers=workers,
-        total=len(db),
-        origin=str(db.path),
-    )
+    given = {"conf_th": conf_th, "max_bb": max_bb, "min_bb": min_bb, "num_bb": num_bb}
+    asked: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    db = open_regions(source, kind=None if from_ is None else from_.value, verify=True, **asked)
+    rule = replace(db.rule, **asked)
+    database = isinstance(db, LmdbRegions)
+    if isinstance(db, LmdbRegions) and (not asked or stem(db.path.resolve().name) == database_name(rule)):
+        written = convert_region_db(db, output, flavour.value, float16=bool(float16), workers=workers)
+    else:
+        written = write_region_db(
+            db.sources(),
+            output,
+            **vars(rule),
+            flavour=flavour.value,
+            float16=False if database and float16 is None else float16,
+            workers=workers,
+            total=len(db),
+            origin=str(db.path),
+        )
     _report_regions(written)
 
 
@@ -75,7 +95,7 @@ def photos(
     folder: Annotated[Path, typer.Argument(help="Folder of JPEG and PNG files.")],
     output: Output,
     feature_dim: Annotated[int, typer.Option(help="Width of a region's feature.")] = 2048,
-    compress: Compress = False,
+    flavour: Flavoured = Flavour.msgpack,
     conf_th: ConfTh = 0.2,
     max_bb: MaxBB = 100,
     min_bb: MinBB = 10,
@@ -99,7 +119,7 @@ def photos(
         max_bb=max_bb,
         min_bb=min_bb,
         num_bb=num_bb,
-        compress=compress,
+        flavour=flavour.value,
         workers=workers,
     )
     typer.echo("Regions come from the built-in extractor, a stand-in for a detector.")
@@ -143,12 +163,15 @@ def texts(
         missing = done["missing_images"]
         typer.echo(
             f"{done['without_image']} captions left out: {len(missing)} images are not in {images}, "
-            f"such as {missing[0]}"
+            f"such as {_examples(missing)}"
         )
+    if done["captionless"]:
+        bare = done["captionless"]
+        typer.echo(f"{len(bare)} images of {images} have no caption, such as {_examples(bare)}")
     if divide is not None:
         typer.echo(", ".join(f"{name}: {count} captions" for name, count in done["parts"].items()))
     if done["empty"]:
-        typer.echo(f"{len(done['empty'])} captions left out: no word piece, such as {done['empty'][0]}")
+        typer.echo(f"{len(done['empty'])} captions left out: no word piece, such as {_examples(done['empty'])}")
 
 
 @app.command()
@@ -175,7 +198,9 @@ def check(
     max_bb: MaxBB = 100,
     min_bb: MinBB = 10,
     num_bb: NumBB = 36,
-    compressed: Annotated[bool | None, typer.Option(help="Which flavour; the one that is there if absent.")] = None,
+    flavour: Annotated[
+        Flavour | None, typer.Option(help="Which flavour of an image set; the first that is there if absent.")
+    ] = None,
 ) -> None:
     """Read databases whole and report what is wrong. Exit status 1 if anything is."""
     from crossmodal.data.check import check as run_check
@@ -183,7 +208,15 @@ def check(
     from crossmodal.data.texts import TextDB
     from crossmodal.errors import DataError
 
-    db = open_regions(regions, conf_th=conf_th, max_bb=max_bb, min_bb=min_bb, num_bb=num_bb, compressed=compressed)
+    db = open_regions(
+        regions,
+        conf_th=conf_th,
+        max_bb=max_bb,
+        min_bb=min_bb,
+        num_bb=num_bb,
+        flavour=None if flavour is None else flavour.value,
+        verify=True,
+    )
     unusable = None
     text_db = None
     if texts is not None:
@@ -204,6 +237,10 @@ def _report_regions(written: Path) -> None:
     db = open_regions(written)
     boxes = list(db.lengths.values())
     typer.echo(f"{len(db)} images, {min(boxes)} to {max(boxes)} boxes each, {db.feature_dim} numbers a box: {written}")
+
+
+def _examples(names: list[str]) -> str:
+    return ", ".join(names[:3])
 
 
 def _shares(text: str) -> dict[str, float]:

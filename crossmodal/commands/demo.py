@@ -18,6 +18,6 @@ def demo(
     Writes demo.json and report.html. About five minutes on two cores.
     """
     from crossmodal.demo import run_demo
-    from crossmodal.train.trainer import new_run_folder
+    from crossmodal.train.run_folder import new_run_folder
 
     run_demo(output or new_run_folder("demo"), seed=seed, quick=quick)

@@ -22,10 +22,13 @@ def test(
     reference_count: Annotated[bool, typer.Option(help="Count image recall as the published code does.")] = False,
     report: Annotated[bool, typer.Option(help="Also write report.html.")] = False,
     pictures: Annotated[Path | None, typer.Option(help="Folder of pictures to show in the report.")] = None,
-    token_budget: Annotated[int, typer.Option(help="Tokens scored at once.")] = 16384,
+    token_budget: Annotated[
+        int, typer.Option("--token_budget", "--token-budget", help="Tokens scored at once.")
+    ] = 16384,
 ) -> None:
     """Score every caption against every image of a split and print recall@K both ways.
 
+    Finished scores are kept in the output folder: the same command goes on where it was stopped or killed.
     Published flags (--model_config --train_config --conf_th --max_bb --min_bb --num_bb --compressed_db) are taken
     with a published checkpoint.
     """
@@ -34,39 +37,44 @@ def test(
     import torch
 
     from crossmodal.errors import ConfigError
-    from crossmodal.evaluate.run import describe_evaluation, evaluate_corpus, save_evaluation
+    from crossmodal.evaluate.run import Counting, describe_evaluation, evaluate_into
     from crossmodal.model.checkpoints import find_checkpoint
     from crossmodal.train.distributed import connect
+    from crossmodal.train.interrupts import Interrupted, Interrupts
 
     from .flags import published_flags
     from .subjects import open_subject
 
     if ties not in ("optimistic", "average", "pessimistic"):
         raise ConfigError(f"--ties {ties!r} is unknown; use optimistic, average or pessimistic")
+    if token_budget < 1:
+        raise ConfigError(f"--token_budget {token_budget} leaves no room for a pair; give at least 1")
+    if output and output.exists() and not output.is_dir():
+        raise ConfigError(f"--output {output} is a file; name a folder")
     flags: dict[str, Any] = published_flags(context.args)
+    counting = Counting(folds, ties, reference_count)  # type: ignore[arg-type]
     process = connect()
     log = logging.getLogger("crossmodal")
     log.setLevel(logging.INFO if process.rank == 0 else logging.WARNING)
     try:
+        torch.manual_seed(0)  # weights that a published checkpoint lacks are the same when this is run again
         model, corpus, settings = open_subject(checkpoint, split, txt_db, img_db, flags)
         if torch.cuda.is_available():
             model.to(torch.device("cuda", process.local_rank))
-        found = evaluate_corpus(
-            model,
-            corpus,
-            folds=folds,
-            ties=ties,  # type: ignore[arg-type]
-            reference_count=reference_count,
-            tokens=token_budget,
-            process=process,
-        )
-        if process.rank:
-            return
-        print(describe_evaluation(found))
-        settings |= {"folds": folds, "ties": ties, "reference_count": reference_count, "processes": process.size}
         beside = find_checkpoint(checkpoint) if checkpoint.is_dir() else checkpoint.with_suffix("")
         folder = output or beside / f"test_{split}"
-        save_evaluation(folder, found, settings)
+        advice = f"finished scores are kept in {folder}, and the same command goes on with the rest"
+        try:
+            with Interrupts(advice) as signals, signals.at_once():
+                found = evaluate_into(
+                    folder, model, corpus, settings, counting=counting, tokens=token_budget, process=process
+                )
+        except Interrupted as end:
+            log.info("%s", end)
+            raise
+        if found is None:
+            return
+        print(describe_evaluation(found))
         log.info("scores, ranks and results: %s", folder)
         if report:
             from crossmodal.evaluate.examples import pictures_in

@@ -22,7 +22,8 @@ def train(
     from crossmodal.errors import ConfigError
     from crossmodal.train.distributed import connect
     from crossmodal.train.published import load_any
-    from crossmodal.train.trainer import Trainer, new_run_folder
+    from crossmodal.train.run_folder import new_run_folder
+    from crossmodal.train.trainer import Trainer
 
     from .flags import published_flags
 

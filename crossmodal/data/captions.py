@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections import Counter
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from crossmodal.data.json_text import parse
 from crossmodal.errors import ConfigError, DataError, nearest
 
 
@@ -52,7 +52,19 @@ def read_captions(
     double, times = ids.most_common(1)[0]
     if times > 1:
         raise DataError(f"{path} holds {times} captions with the id {double!r}; caption ids must be unique")
+    for caption in captions:
+        if not f"{caption.id}{caption.image}{caption.sentence}".isascii():
+            _require_text(caption, path)
     return captions, format
+
+
+def _require_text(caption: Caption, path: Path) -> None:
+    """JSON can spell halves of characters, which no database, tokenizer or terminal takes."""
+    try:
+        f"{caption.id}{caption.image}{caption.sentence}".encode()
+    except UnicodeEncodeError as error:
+        half = error.object[error.start]
+        raise DataError(f"caption {caption.id!r} of {path} holds {half!r}, half a character; correct it") from None
 
 
 class _Lines(list[str]):
@@ -70,7 +82,7 @@ def _load(path: Path) -> Any:
         # Not splitlines(): captions may hold the separators of other alphabets.
         return _Lines(text.replace("\r\n", "\n").split("\n"))
     try:
-        return json.loads(text)
+        return parse(text)
     except ValueError as error:
         raise DataError(f"{path} is not JSON ({error}); download it again or give the right file") from None
 
@@ -94,17 +106,19 @@ def _guess(content: Any, path: Path) -> str:
 
 def _coco(content: dict[str, Any], path: Path) -> Iterator[Caption]:
     """``images`` and ``annotations``; image after image, as ``images`` lists them."""
-    by_image: dict[Any, list[Caption]] = {}
-    names: dict[Any, str] = {}
-    for n, image in enumerate(_field(content, "images", path, "the file")):
-        key = _field(image, "id", path, f"images[{n}]")
-        names[key], by_image[key] = str(_field(image, "file_name", path, f"images[{n}]")), []
-    for n, entry in enumerate(_field(content, "annotations", path, "the file")):
+    by_image: dict[str, list[Caption]] = {}
+    names: dict[str, str] = {}
+    for n, image in enumerate(_items(content, "images", path, "the file")):
+        key = _name(image, "id", path, f"images[{n}]")
+        if key in names:
+            raise DataError(f"two images of {path} have the id {key!r}; ids of images must be unique")
+        names[key], by_image[key] = _name(image, "file_name", path, f"images[{n}]"), []
+    for n, entry in enumerate(_items(content, "annotations", path, "the file")):
         where = f"annotations[{n}]"
-        key = _field(entry, "image_id", path, where)
+        key = _name(entry, "image_id", path, where)
         if key not in names:
-            raise DataError(f"{where} of {path} describes image_id {key!r}, which is not among its images")
-        name = str(_field(entry, "id", path, where))
+            raise DataError(f"{where} of {path} describes image_id {key}, which is not among its images")
+        name = _name(entry, "id", path, where)
         by_image[key].append(Caption(name, names[key], _sentence(entry, "caption", path, where)))
     for captions in by_image.values():
         yield from captions
@@ -113,13 +127,13 @@ def _coco(content: dict[str, Any], path: Path) -> Iterator[Caption]:
 def _karpathy(content: dict[str, Any], path: Path) -> Iterator[Caption]:
     """``dataset_coco.json``, ``dataset_flickr30k.json``: images with their sentences and split."""
     number = 0
-    for n, image in enumerate(_field(content, "images", path, "the file")):
+    for n, image in enumerate(_items(content, "images", path, "the file")):
         where = f"images[{n}]"
-        name = str(_field(image, "filename", path, where))
-        split = image.get("split")
-        for m, sentence in enumerate(_field(image, "sentences", path, where)):
-            raw = _sentence(sentence, "raw", path, f"{where}.sentences[{m}]")
-            yield Caption(str(sentence.get("sentid", number)), name, raw, split)
+        name, split = _name(image, "filename", path, where), _split(image, path, where)
+        for m, sentence in enumerate(_items(image, "sentences", path, where)):
+            place = f"{where}.sentences[{m}]"
+            raw = _sentence(sentence, "raw", path, place)
+            yield Caption(_name({"sentid": number} | sentence, "sentid", path, place), name, raw, split)
             number += 1
 
 
@@ -127,12 +141,12 @@ def _list(content: list[Any], path: Path) -> Iterator[Caption]:
     """A list of ``{"image": name, "caption": sentence or sentences}``."""
     number = 0
     for n, entry in enumerate(content):
-        name = str(_field(entry, "image", path, f"entry {n}"))
+        name, split = _name(entry, "image", path, f"entry {n}"), _split(entry, path, f"entry {n}")
         sentences = _field(entry, "caption", path, f"entry {n}")
         for sentence in sentences if isinstance(sentences, list) else [sentences]:
             if not isinstance(sentence, str):
-                raise DataError(f"a caption in entry {n} of {path} is {sentence!r}, not a text")
-            yield Caption(str(number), name, sentence, entry.get("split"))
+                raise DataError(f"a caption in entry {n} of {path} is {_shown(sentence)}, not a text")
+            yield Caption(str(number), name, sentence, split)
             number += 1
 
 
@@ -196,8 +210,35 @@ def _field(record: Any, key: str, path: Path, where: str) -> Any:
     return record[key]
 
 
+def _items(record: Any, key: str, path: Path, where: str) -> list[Any]:
+    items = _field(record, key, path, where)
+    if not isinstance(items, list):
+        raise DataError(f"{key!r} in {where} of {path} is {_shown(items)}, not a list")
+    return items
+
+
+def _name(record: Any, key: str, path: Path, where: str) -> str:
+    """An id or the name of a file."""
+    name = _field(record, key, path, where)
+    if not isinstance(name, (str, int)) or isinstance(name, bool) or name == "":
+        raise DataError(f"{key!r} in {where} of {path} is {_shown(name)}, not a name")
+    return str(name)
+
+
+def _split(record: dict[str, Any], path: Path, where: str) -> str | None:
+    split = record.get("split")
+    if split is not None and not isinstance(split, str):
+        raise DataError(f"'split' in {where} of {path} is {_shown(split)}, not a name")
+    return split
+
+
 def _sentence(record: Any, key: str, path: Path, where: str) -> str:
     sentence = _field(record, key, path, where)
     if not isinstance(sentence, str):
-        raise DataError(f"{key!r} in {where} of {path} is {sentence!r}, not a text")
+        raise DataError(f"{key!r} in {where} of {path} is {_shown(sentence)}, not a text")
     return sentence
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."

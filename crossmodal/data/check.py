@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
-from crossmodal.data.items import RegionItem, TextItem
-from crossmodal.data.region_db import RegionDB
+from crossmodal.data.items import TextItem
+from crossmodal.data.region_db import Record, RegionDB, require_boxes
 from crossmodal.errors import DataError
 
 LONGEST_TEXT = 510  # word pieces: the 512 positions of a published model less [CLS] and [SEP]
@@ -66,47 +67,56 @@ class Report:
 
 
 def check(texts: TextSource | None, regions: RegionDB, *, longest: int = LONGEST_TEXT) -> Report:
-    """Read every image, and every text if given, and report what is wrong.
+    """Read every image whole, and every text if given, and report what is wrong.
 
-    Problems: values that cannot be read, fewer boxes than the index says, features that are not finite, boxes
-    outside [0,1], texts of unknown images, texts longer than `longest` word pieces, texts and images that do not
-    name each other. A note: images without texts (an image database commonly serves several text databases).
+    Problems: values that cannot be read (of a database opened with `verify`, also those whose checksum doesn't
+    match), fewer boxes than the index says, numbers that are not finite, boxes outside [0,1], texts of unknown
+    images, texts longer than `longest` word pieces, texts and images that do not name each other. A note: images
+    without texts (an image database commonly serves several text databases).
     """
     report = Report()
+    lengths: Mapping[str, int] = {}
+    try:
+        lengths = regions.lengths
+    except DataError as error:
+        report.problem("unusable box counts", str(error))
+    width = None
     for image in tqdm(regions.ids, desc="checking images", disable=None):
-        for kind, what in _image_findings(regions, image):
-            report.problem(kind, what)
         report.images += 1
+        try:
+            record = regions.loader(image)()
+            require_boxes(record, f"The record of {image} in {regions.path}")
+        except DataError as error:
+            report.problem("unreadable images", str(error))
+            continue
+        width = width or record["features"].shape[1]
+        for kind, what in _image_findings(record, lengths.get(image), width):
+            report.problem(f"images with {kind}", f"{image}{what}")
     if texts is not None:
         _check_texts(texts, longest, report)
         _check_joins(texts, regions, report)
     return report
 
 
-def _image_findings(regions: RegionDB, image: str) -> Iterator[tuple[str, str]]:
-    try:
-        item = regions[image]
-        expected = regions.lengths[image]
-    except DataError as error:
-        yield "unreadable images", str(error)
-        return
-    if len(item) != len(item.boxes) or len(item) < expected:
-        counts = f"{len(item)} features, {len(item.boxes)} boxes, {expected} in the index"
-        yield "images with fewer boxes than the index says", f"{image} ({counts})"
-    if len(item) == 0:
-        yield "images without any box", image
-    if item.features.ndim != 2 or item.features.shape[1] != regions.feature_dim:
-        shape = f"{item.features.shape} instead of width {regions.feature_dim}"
-        yield "images with features of another width", f"{image} ({shape})"
-    if not np.isfinite(item.features).all():
-        yield "images with NaN or infinite features", image
-    if not _inside(item):
-        yield "images with boxes outside [0,1]", image
+def _image_findings(record: Record, expected: int | None, width: int) -> Iterator[tuple[str, str]]:
+    """(what is wrong with an image, details) for the boxes that are used; `expected` of the index, if it has one."""
+    rows = len(record["features"])
+    if expected is not None and rows < expected:
+        yield "fewer boxes than the index says", f" ({rows} boxes, {expected} in the index)"
+    if rows == 0:
+        yield "no box at all", ""
+    if record["features"].shape[1] != width:
+        yield "features of another width", f" ({record['features'].shape} instead of width {width})"
+    for name, array in record.items():
+        if array.dtype.kind == "f" and name != "norm_bb" and not np.isfinite(array[:expected]).all():
+            yield f"NaN or infinite {name}", ""
+    if not _inside(record["norm_bb"][:expected]):
+        yield "boxes outside [0,1]", ""
 
 
-def _inside(item: RegionItem) -> bool:
+def _inside(boxes: NDArray[Any]) -> bool:
     """NaN is not inside; a box whose corners are swapped has a negative width or height."""
-    return bool(((item.boxes >= -_SLACK) & (item.boxes <= 1 + _SLACK)).all())
+    return bool(((boxes >= -_SLACK) & (boxes <= 1 + _SLACK)).all())
 
 
 def _check_texts(texts: TextSource, longest: int, report: Report) -> None:

@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Part:
-    """One text database and the regions of its images. Raises DataError where an image has no regions."""
+    """One text database and the regions of its images.
+
+    Raises DataError where an image has no regions, and where `max_len` leaves no caption.
+    """
 
     texts: TextDB
     regions: RegionDB
@@ -30,12 +33,26 @@ class Part:
         missing = [image for image in self.texts.images if image not in self.regions]
         if missing:
             raise DataError(
-                f"{len(missing)} of {len(self.texts.images)} images named by the captions have no regions "
-                f"(first: {missing[0]}); run `crossmodal data check` on the two databases"
+                f"{len(missing)} of {len(self.texts.images)} images named by the captions in {self.texts.path} have no "
+                f"regions in {self.regions.path} (first: {', '.join(missing[:3])}); run `crossmodal data check` on "
+                "the two databases"
+            )
+        if not len(self.texts):
+            shortest = min(self.texts.lengths.values(), default=None)
+            reason = "it is empty" if shortest is None else f"the shortest has {shortest} word pieces"
+            raise DataError(
+                f"no caption of {self.texts.path} can be used ({reason}, max_text is {self.texts.max_len}); "
+                "raise max_text or build the database again"
             )
 
     def text(self, key: str) -> TextItem:
-        return self.texts[key]
+        """A caption. Raises DataError where it has no words."""
+        item = self.texts[key]
+        if not item.input_ids and not (item.sentence or "").strip():
+            raise DataError(
+                f"caption {key!r} in {self.texts.path} has no words; build the database again, which leaves it out"
+            )
+        return item
 
     def image(self, key: str) -> RegionItem:
         return self.regions[key]

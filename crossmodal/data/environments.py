@@ -13,12 +13,14 @@ from pathlib import Path
 
 import lmdb
 
+from crossmodal.data.lmdb_audit import Damaged, audit
 from crossmodal.errors import DataError
 
 _lock = threading.Lock()
 _pid = os.getpid()
 _by_real: dict[str, lmdb.Environment] = {}
 _by_path: dict[str, lmdb.Environment] = {}  # spellings already resolved: saves a realpath per access
+_audited: dict[str, tuple[int, int, int]] = {}  # real path -> the file that was found sound; forked children inherit it
 
 
 def environment(path: str | Path) -> lmdb.Environment:
@@ -26,7 +28,7 @@ def environment(path: str | Path) -> lmdb.Environment:
 
     Use it at once (``with environment(path).begin() as txn``) and copy what is read: neither the environment
     nor a view on its memory may be kept, since a forked child closes what it inherited.
-    Raises DataError where the folder is missing, not an LMDB, or shorter than its own index says.
+    Raises DataError where the folder is missing, not an LMDB, or where reading it could crash (`lmdb_audit`).
     """
     global _pid, _lock
     if os.getpid() != _pid:
@@ -66,24 +68,26 @@ def _open(real: str) -> lmdb.Environment:
     data = os.path.join(real, "data.mdb")
     if not os.path.isfile(data):
         raise DataError(f"{real} is not an LMDB folder: it holds no data.mdb; check the path.")
-    size = os.path.getsize(data)
     try:
-        env = lmdb.open(
+        file = os.stat(data)
+        version = (file.st_ino, file.st_size, file.st_mtime_ns)
+        if _audited.get(real) != version:
+            audit(Path(data))
+            _audited[real] = version
+        return lmdb.open(
             real,
             readonly=True,
             lock=False,
             create=False,
-            readahead=size <= _physical_memory(),
+            readahead=file.st_size <= _physical_memory(),
             max_spare_txns=8,
         )
-        needed = (env.info()["last_pgno"] + 1) * env.stat()["psize"]
+    except Damaged as error:
+        raise DataError(f"{data} is damaged ({error}); copy or download it again.") from None
+    except OSError as error:
+        raise DataError(f"{data} cannot be read ({error.strerror}); check the path and its permissions.") from None
     except lmdb.Error as error:
-        raise DataError(f"{data} cannot be opened as LMDB ({error}); copy or download it again.") from error
-    if size < needed:
-        # Reading a page behind the end of the file would kill the process (SIGBUS), so refuse it here.
-        env.close()
-        raise DataError(f"{data} is cut short: {size} of {needed} bytes; copy or download it again.")
-    return env
+        raise DataError(f"{data} cannot be opened as LMDB ({error}); copy or download it again.") from None
 
 
 def _physical_memory() -> int:

@@ -25,7 +25,7 @@ def write_photo_db(
     max_bb: int = 100,
     min_bb: int = 10,
     num_bb: int = 36,
-    compress: bool = False,
+    flavour: str = "msgpack",
     workers: int = 1,
 ) -> Path:
     """Extract the regions of every JPEG and PNG in `folder` to a database below `output`; return its folder.
@@ -46,7 +46,7 @@ def write_photo_db(
         max_bb=max_bb,
         min_bb=min_bb,
         num_bb=num_bb,
-        compress=compress,
+        flavour=flavour,
         workers=workers,
         total=len(records),
         origin=chosen.identity,

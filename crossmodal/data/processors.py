@@ -16,6 +16,7 @@ import torch
 
 from crossmodal.data.batches import Items, Regions, Texts
 from crossmodal.data.items import RegionItem, TextItem
+from crossmodal.data.json_text import parse
 from crossmodal.errors import CheckpointError, DataError
 
 if TYPE_CHECKING:
@@ -52,6 +53,11 @@ class UniterProcessor:
             text = TextItem(id=text, sentence=text)
         if text.input_ids and self._made_here(text.tokenizer):
             ids = list(text.input_ids)
+            if not 0 <= min(ids) <= max(ids) < self.v_range[1]:
+                raise DataError(
+                    f"caption {text.id} holds word pieces from {min(ids)} to {max(ids)}, the model's vocabulary ends "
+                    f"before {self.v_range[1]}; use a text database of the model's own tokenizer"
+                )
         elif text.sentence is None:
             raise DataError(
                 f"caption {text.id} holds ids of tokenizer {text.tokenizer!r} and no sentence, but the model reads "
@@ -64,6 +70,8 @@ class UniterProcessor:
             )
         else:
             ids = self.tokenizer.encode(text.sentence)
+        if not ids:
+            raise DataError(f"caption {text.id!r} has no word that the tokenizer knows; leave it out")
         if len(ids) > self.max_text:
             raise DataError(
                 f"caption {text.id} has {len(ids)} word pieces, the model takes {self.max_text}; "
@@ -122,13 +130,17 @@ class UniterProcessor:
 
     @staticmethod
     def load(folder: Path) -> UniterProcessor:
-        """Raises CheckpointError where the folder holds no processor."""
+        """Raises CheckpointError where the folder holds no processor, or a damaged one."""
         if not (folder / FILE).is_file():
             raise CheckpointError(f"{folder} holds no {FILE}; give the folder of a checkpoint written by crossmodal")
-        values = json.loads((folder / FILE).read_text())
         tokenizer = None
         if (folder / "tokenizer.json").is_file():
             from crossmodal.data.tokenizers import load_tokenizer
 
             tokenizer = load_tokenizer(folder)
-        return UniterProcessor(**{**values, "v_range": tuple(values["v_range"])}, tokenizer=tokenizer)
+        try:
+            values = parse((folder / FILE).read_text(encoding="utf-8"))
+            low, high = map(int, values["v_range"])
+            return UniterProcessor(**{**values, "v_range": (low, high)}, tokenizer=tokenizer)
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise CheckpointError(f"{folder / FILE} cannot be read ({error}); use another checkpoint") from None

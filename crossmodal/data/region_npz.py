@@ -10,16 +10,13 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 from tqdm import tqdm
 
+from crossmodal.data.npz import read_arrays
 from crossmodal.data.region_db import BoxRule, Record, RegionDB
-from crossmodal.data.region_layouts import as_record
+from crossmodal.data.region_layouts import NAMES, as_record
 from crossmodal.data.region_records import MALFORMED
 from crossmodal.errors import DataError
-
-# The first is a pickled dict in some dumps, the second an accident of older numpy.
-_IGNORED = frozenset({"info", "allow_pickle"})
 
 
 class NpzRegions(RegionDB):
@@ -46,10 +43,13 @@ class NpzRegions(RegionDB):
 
 
 def read_npz(path: Path) -> Record:
-    """The record of one dump. Raises DataError where it is damaged; never unpickles."""
+    """The record of one dump. Raises DataError where it is damaged; never unpickles.
+
+    Only arrays of the known names are read: some dumps have a pickled dict beside them.
+    """
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files if name not in _IGNORED}
+        with open(path, "rb") as file:
+            arrays = read_arrays(file, NAMES)
     except (OSError, *MALFORMED) as error:
         raise DataError(f"{path} cannot be read ({error}); extract that image again.") from error
     return as_record(arrays, str(path))

@@ -1,13 +1,15 @@
-"""The values of an image database: one record of arrays an image, packed as msgpack or as a compressed npz.
+"""The values of an image database: one record of arrays an image, packed in one of three flavours.
 
 A *record* is ``{"norm_bb": (R,6), "features": (R,F), "conf": (R,1), "soft_labels": (R,C)}``, the last two
-optional. The packed layouts are those of https://github.com/ChenRocks/UNITER (scripts/convert_imgdir.py).
+optional. ``msgpack`` and ``npz`` (compressed) are those of https://github.com/ChenRocks/UNITER
+(scripts/convert_imgdir.py); ``raw`` is ours (`region_raw`).
 msgpack-numpy's layout is read without that package: it may hold pickled objects, which are refused here.
 """
 
 from __future__ import annotations
 
 import io
+import re
 import struct
 import zipfile
 import zlib
@@ -18,11 +20,14 @@ import msgpack
 import numpy as np
 from numpy.typing import NDArray
 
+from crossmodal.data.npz import read_arrays
+from crossmodal.data.region_raw import MAGIC, pack_raw, unpack_raw
+
 Array = NDArray[Any]
 
 _ZIP = b"PK"
-_NUMBERS = frozenset("biuf")  # array kinds that a record may hold
-_ARCHIVE = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, RuntimeError)
+_NUMBERS = re.compile(r"[<>|=]?[biuf]\d{1,2}")  # what a record may hold
+_ARCHIVE = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, RuntimeError, OverflowError)
 MALFORMED = (*_ARCHIVE, ValueError, LookupError, TypeError)  # what numpy and zipfile raise on damaged values
 
 
@@ -30,14 +35,34 @@ class BadRecord(ValueError):
     """A packed value that is truncated, damaged or holds Python objects."""
 
 
-def pack(record: Mapping[str, Array], *, compress: bool = False) -> bytes:
+def pack(record: Mapping[str, Array], flavour: str = "msgpack") -> bytes:
     """Pack the arrays of a record in their given order; bit for bit what the published converter writes.
 
-    (The compressed flavour agrees in its arrays; its zip headers carry a fixed date, so that equal records
-    give equal bytes.)
+    (``npz`` agrees in its arrays; its zip headers carry a fixed date, so that equal records give equal bytes.)
+    flavour: ``msgpack``, ``npz`` or ``raw``. Raises DataError for an array that ours cannot hold.
     """
-    if compress:
-        return _pack_npz(record)
+    return _PACKERS[flavour](record)
+
+
+def unpack(value: bytes | memoryview, only: Collection[str] | None = None, *, verify: bool = False) -> dict[str, Array]:
+    """The arrays of a packed record of any flavour; of these, only the names in `only`.
+
+    msgpack and raw arrays are read-only views on `value`, without a copy. Scalars and zero-dimensional arrays
+    (older converters leave one named ``allow_pickle``) are left out. verify: compare the checksum of a raw value
+    (zip compares its own; msgpack has none). Raises BadRecord.
+    """
+    head = bytes(value[:4])
+    try:
+        if head == MAGIC:
+            return unpack_raw(value, only, verify=verify)
+        view = memoryview(value)
+        named = _npz_arrays(view, only) if head[:2] == _ZIP else _msgpack_arrays(view, only)
+    except MALFORMED as error:
+        raise BadRecord(str(error) or type(error).__name__) from error
+    return {name: array for name, array in named.items() if array.ndim > 0}
+
+
+def _pack_msgpack(record: Mapping[str, Array]) -> bytes:
     encoded = {
         name: {
             b"nd": True,
@@ -51,20 +76,6 @@ def pack(record: Mapping[str, Array], *, compress: bool = False) -> bytes:
     return bytes(msgpack.packb(encoded, use_bin_type=True))
 
 
-def unpack(value: bytes | memoryview, only: Collection[str] | None = None) -> dict[str, Array]:
-    """The arrays of a packed record; of these, only the names in `only`.
-
-    msgpack arrays are read-only views on `value`, without a copy. Scalars and zero-dimensional arrays
-    (older converters leave one named ``allow_pickle``) are left out. Raises BadRecord.
-    """
-    view = memoryview(value)
-    try:
-        named = _npz_arrays(view, only) if bytes(view[:2]) == _ZIP else _msgpack_arrays(view, only)
-    except MALFORMED as error:
-        raise BadRecord(str(error) or type(error).__name__) from error
-    return {name: array for name, array in named.items() if array.ndim > 0}
-
-
 def _pack_npz(record: Mapping[str, Array]) -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -76,12 +87,17 @@ def _pack_npz(record: Mapping[str, Array]) -> bytes:
     return buffer.getvalue()
 
 
+_PACKERS = {"msgpack": _pack_msgpack, "npz": _pack_npz, "raw": pack_raw}
+
+
 def _npz_arrays(view: memoryview, only: Collection[str] | None) -> dict[str, Array]:
-    with np.load(io.BytesIO(view), allow_pickle=False) as archive:
-        return {name: archive[name] for name in archive.files if only is None or name in only}
+    return read_arrays(io.BytesIO(view), only)
 
 
 def _msgpack_arrays(view: memoryview, only: Collection[str] | None) -> dict[str, Array]:
+    found = _published_arrays(view, only)
+    if found is not None:
+        return found
     value, end = _read(view, 0)
     if not isinstance(value, dict):
         raise ValueError("the value is not a map of arrays")
@@ -98,18 +114,59 @@ def _msgpack_arrays(view: memoryview, only: Collection[str] | None) -> dict[str,
 
 
 def _array(name: str, fields: Mapping[str, Any]) -> Array:
-    kind = fields.get("kind", b"")
-    if not isinstance(fields["type"], (str, memoryview, bytes)) or bytes(kind or b"") not in (b"",):
+    # A type of text and no kind: msgpack-numpy marks pickled and structured arrays so. Numbers stand nowhere here:
+    # `bytes` of a number would allocate as many bytes.
+    if not isinstance(fields["type"], (str, memoryview)) or fields.get("kind") not in (b"", "", None):
         raise ValueError(f"{name} is not an array of numbers")
-    dtype = np.dtype(_text(fields["type"]))
-    if dtype.kind not in _NUMBERS:
-        raise ValueError(f"{name} holds {dtype}, not numbers")
+    kind = _text(fields["type"])
+    if not _NUMBERS.fullmatch(kind):
+        raise ValueError(f"{name} holds {kind[:20]!r}, not numbers")
+    dtype = np.dtype(kind)
     array: Array = np.frombuffer(fields["data"], dtype).reshape(fields["shape"])
     return array
 
 
 def _text(value: Any) -> str:
-    return value if isinstance(value, str) else bytes(value).decode()
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, (bytes, memoryview)):
+        raise ValueError(f"a name is {type(value).__name__}")
+    return bytes(value).decode()
+
+
+# The bytes that the published converter writes before the numbers of an array: name, dtype, shape, length.
+_INTEGER = rb"([\x00-\x7f]|\xcc.|\xcd..|\xce....)"
+_ANNOUNCED = re.compile(
+    rb"([\xa1-\xbf])([a-z_]+)\x85\xc4\x02nd\xc3\xc4\x04type\xa3(<f[248])\xc4\x04kind\xc4\x00\xc4\x05shape\x92"
+    + 2 * _INTEGER
+    + rb"\xc4\x04data(\xc4.|\xc5..|\xc6....)",
+    re.DOTALL,
+)
+
+
+def _published_arrays(view: memoryview, only: Collection[str] | None) -> dict[str, Array] | None:
+    """The arrays of a record exactly as published, several times faster than reading it value by value; else None."""
+    if not len(view) or not 0x81 <= view[0] <= 0x8F:
+        return None
+    arrays, at = {}, 1
+    for _ in range(view[0] & 0x0F):
+        found = _ANNOUNCED.match(view, at)
+        if found is None:
+            return None
+        mark, encoded, dtype, rows, columns, size = found.groups()
+        shape, length, start = (_integer(rows), _integer(columns)), _integer(size), found.end()
+        at = start + length
+        if mark[0] != 0xA0 | len(encoded) or length != shape[0] * shape[1] * int(dtype[2:]) or at > len(view):
+            return None
+        name = encoded.decode()
+        if only is None or name in only:
+            arrays[name] = np.ndarray(shape, dtype.decode(), view, start)
+    return arrays if at == len(view) else None
+
+
+def _integer(encoded: bytes) -> int:
+    """A msgpack integer, or the length of a `bin`, from its bytes."""
+    return int.from_bytes(encoded[1:] or encoded, "big")
 
 
 # msgpack, as far as records use it. Its own unpacker copies every array; here a `bin` is a view.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from crossmodal.data.region_db import BoxRule, RegionDB
+from crossmodal.data.region_names import flavours
 from crossmodal.errors import DataError
 
 __all__ = ["BoxRule", "RegionDB", "guess_format", "open_regions"]
@@ -18,16 +19,21 @@ def open_regions(
     min_bb: int = 10,
     num_bb: int = 36,
     compressed: bool | None = None,
+    flavour: str | None = None,
+    verify: bool = False,
     kind: str | None = None,
 ) -> RegionDB:
     """Open detected boxes, whatever they are kept in.
 
-    path: a UNITER image set (the folder of ``feat_*`` databases) or one of its database folders; a folder of
+    path: an image set of UNITER's (the folder of ``feat_*`` databases) or one of its database folders; a folder of
     ``.npz`` dumps; an LXMERT or bottom-up-attention ``.tsv``; an ``.h5`` or ``.hdf5`` file.
     conf_th, max_bb, min_bb, num_bb: how many boxes of an image are used (`BoxRule`), and which database of an
-    image set is meant (`region_names`). compressed: which of its flavours, None for the one that is there.
+    image set is meant (`region_names`).
+    flavour: ``raw``, ``msgpack`` or ``npz``; None takes the first of them that is there. compressed: the same in the
+    published options' words: True means npz, False msgpack, or raw where that isn't there; `flavour` overrides it.
+    verify: compare the checksum of every raw record that is read (of the others only npz has one, always compared).
     kind: ``lmdb``, ``npz``, ``tsv`` or ``hdf5``, None to tell by the path.
-    Raises DataError naming what was found and which options would fit.
+    Raises DataError naming what was found and which options would fit, ConfigError for an unknown flavour.
     """
     path, rule = Path(path), BoxRule(conf_th, max_bb, min_bb, num_bb)
     if not path.exists():
@@ -51,7 +57,7 @@ def open_regions(
     else:
         from crossmodal.data.region_lmdb import LmdbRegions
 
-        db = LmdbRegions(path, rule, compressed)
+        db = LmdbRegions(path, rule, flavours(compressed) if flavour is None else (flavour,), verify=verify)
         db.ids  # noqa: B018  an unreadable database is reported here, where its path was given
     return db
 

@@ -18,6 +18,7 @@ from crossmodal.data.environments import close
 from crossmodal.data.samplers import stable_hash
 from crossmodal.data.texts import encode_record
 from crossmodal.data.tokenizers import Tokenizer, load_tokenizer, train_tokenizer
+from crossmodal.disk import disk_errors, require_room
 from crossmodal.errors import ConfigError, DataError
 from crossmodal.files import sync, write_synced
 
@@ -57,8 +58,10 @@ class TextWriter:
         refuse_existing(self.output)
         if self._partial.exists():
             shutil.rmtree(self._partial)  # of an earlier run that was killed
-        self._partial.mkdir(parents=True)
-        self._env = lmdb.open(str(self._partial), map_size=_FIRST_MAP)
+        with disk_errors(self.output):
+            self._partial.mkdir(parents=True)
+            require_room(self._partial)
+            self._env = lmdb.open(str(self._partial), map_size=_FIRST_MAP)
         return self
 
     def add(self, caption: Caption) -> None:
@@ -98,7 +101,7 @@ class TextWriter:
     def _flush(self) -> None:
         while True:
             try:
-                with self._env.begin(write=True) as transaction:
+                with disk_errors(self.output), self._env.begin(write=True) as transaction:
                     for key, value in self._waiting:
                         transaction.put(key, value)
                 break
@@ -130,6 +133,8 @@ class TextWriter:
         write_synced(self._partial / "img2txts.json", json.dumps(self._texts_of))
         write_synced(self._partial / "id2len.json", json.dumps(self._lengths))
         write_synced(self._partial / "meta.json", json.dumps(meta))
+        for file in self._partial.iterdir():
+            sync(file)
         sync(self._partial)
         close(self.output)  # a removed database of this name may still be open
         os.rename(self._partial, self.output)  # replaces an empty folder, refuses any other
@@ -182,38 +187,46 @@ def write_texts(
                    inside `output`; a tokenizer is trained on the captions of the first one alone.
 
     The report: ``output``, ``format``, ``captions``, ``images``, ``splits``, ``tokenizer``, ``vocab_size``,
-    ``missing_images`` (their keys), ``without_image`` (how many captions these had) and ``empty`` (ids of
-    captions without a word piece).
+    ``missing_images`` (their keys), ``without_image`` (how many captions these had), ``captionless`` (keys of
+    images in `images` that no caption names) and ``empty`` (ids of captions without a word piece).
     Raises ConfigError and DataError as `read_captions`, `load_tokenizer` and `write_text_db` do; DataError
     where two images would have one key, and where no caption has its image in `images`.
     """
     refuse_existing(Path(output))
     found, format = read_captions(source, format=format, split=split)
     captions = _keyed(found, image_suffix, Path(source))
-    kept, missing = captions, []
+    kept, missing, captionless = captions, [], []
     if images is not None:
         present = _image_keys(Path(images), image_suffix)
         kept = [caption for caption in captions if caption.image in present]
-        missing = sorted({caption.image for caption in captions} - present)
+        named = {caption.image for caption in captions}
+        missing, captionless = sorted(named - present), sorted(present - named)
         if not kept:
             raise DataError(
                 f"no image of {source} (such as {captions[0].image!r}) is in {images} "
                 f"(such as {min(present, default='nothing')!r}); check the folder and the image suffix"
             )
-    parts = {Path(output): kept}
+    parts, whole = {Path(output): kept}, Path(output)
     if divide is not None:
-        parts = {Path(output) / name: part for name, part in _divided(kept, divide).items()}
+        whole = whole.with_name(whole.name + ".partial")
+        parts = {whole / name: part for name, part in _divided(kept, divide).items()}
     if tokenizer is None:
         sentences = [caption.sentence for caption in next(iter(parts.values()))]
         tokenizer = train_tokenizer(sentences, vocab_size, lowercase)
     elif not isinstance(tokenizer, Tokenizer):
         tokenizer = load_tokenizer(tokenizer)
-    empty: list[str] = []
-    for folder, part in parts.items():
-        with TextWriter(folder, tokenizer, meta={"annotation": str(source)}) as writer:
-            for caption in tqdm(part, desc=f"captions of {folder.name}", unit="", disable=None):
-                writer.add(caption)
-        empty += writer.empty
+    if divide is not None and whole.exists():
+        shutil.rmtree(whole)  # of an earlier run that was killed
+    try:
+        empty = [id for folder, part in parts.items() for id in _write_part(folder, part, tokenizer, source)]
+        if divide is not None:
+            for name in divide:
+                close(Path(output) / name)
+            os.rename(whole, output)
+            sync(Path(output).absolute().parent)
+    finally:
+        if divide is not None:
+            shutil.rmtree(whole, ignore_errors=True)
     skipped = frozenset(empty)
     written = [caption for caption in kept if caption.id not in skipped]
     splits: dict[str, int] = {}
@@ -231,8 +244,19 @@ def write_texts(
         "vocab_size": tokenizer.vocab_size,
         "missing_images": missing,
         "without_image": len(captions) - len(kept),
+        "captionless": captionless,
         "empty": empty,
     }
+
+
+def _write_part(
+    folder: Path, captions: list[Caption], tokenizer: Tokenizer, source: str | os.PathLike[str]
+) -> list[str]:
+    """The ids of captions left out because nothing of them is in the vocabulary."""
+    with TextWriter(folder, tokenizer, meta={"annotation": str(source)}) as writer:
+        for caption in tqdm(captions, desc=f"captions of {folder.name}", unit="", disable=None):
+            writer.add(caption)
+    return writer.empty
 
 
 def _divided(captions: list[Caption], shares: Mapping[str, float]) -> dict[str, list[Caption]]:

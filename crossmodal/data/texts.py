@@ -7,20 +7,25 @@ A folder holds an LMDB of caption id -> LZ4 frame of a msgpack map, with `input_
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import lmdb
 import lz4.frame
 import msgpack
 
 from crossmodal.data.environments import environment
 from crossmodal.data.items import TextItem
+from crossmodal.data.json_text import parse
 from crossmodal.errors import DataError
 
+LARGEST = 1 << 20
+"""Bytes that the record of a caption may unpack to: thousands of times what a sentence has."""
+
 INDEXES = ("meta.json", "id2len.json", "txt2img.json", "img2txts.json")
+_MOST_PIECES = 1 << 16
 _SENTENCE = ("sent", "sentence", "raw", "caption")
 
 
@@ -45,22 +50,20 @@ class TextDB:
         self.path = Path(path).absolute()
         self.max_len = max_len
         self._require_files()
+        environment(self.path)  # a damaged one is reported here, where its path was given
         self.meta: dict[str, Any] = self._index("meta.json")
         self.lengths: dict[str, int] = self._index("id2len.json")
         self.image_of: dict[str, str] = self._index("txt2img.json")
         self.texts_of: dict[str, list[str]] = self._index("img2txts.json")
+        self._require_kinds()
         self._require_joins()
         self.ids = [i for i, length in self.lengths.items() if max_len == -1 or length <= max_len]
         self.images = list(self.texts_of)
         self._kept = frozenset(self.ids)
-        try:
-            self.cls, self.sep, self.mask = (int(self.meta[key]) for key in ("CLS", "SEP", "MASK"))
-            low, high = self.meta["v_range"]
-        except (KeyError, TypeError, ValueError):
-            raise DataError(f"{self.path / 'meta.json'} lacks one of CLS, SEP, MASK and v_range; {_AGAIN}") from None
-        self.v_range: tuple[int, int] = (int(low), int(high))
+        self.cls, self.sep, self.mask, *v_range = self._numbers()
+        self.v_range: tuple[int, int] = (v_range[0], v_range[1])
         names = (self.meta.get(key) for key in ("fingerprint", "bert", "tokenizer", "toker"))
-        self.tokenizer: str | None = next((name for name in names if name), None)
+        self.tokenizer: str | None = next((name for name in names if name and isinstance(name, str)), None)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return TextDB, (self.path, self.max_len)
@@ -80,16 +83,19 @@ class TextDB:
         record = self.record(id)
         extra = {key: value for key, value in record.items() if key not in ("input_ids", "img_fname", "id")}
         sentence = next((extra.pop(key) for key in _SENTENCE if isinstance(extra.get(key), str)), None)
-        input_ids = record.get("input_ids")
-        if input_ids is None and sentence is None:
+        if record.get("input_ids") is None and sentence is None:
             raise DataError(f"caption {id!r} in {self.path} holds neither word pieces nor a sentence; {_AGAIN}")
-        try:
-            pieces = tuple(map(int, input_ids or ()))
-        except (TypeError, ValueError):
-            raise DataError(f"the word pieces of caption {id!r} in {self.path} are not integers; {_AGAIN}") from None
+        pieces = record.get("input_ids") or ()
+        if not isinstance(pieces, (list, tuple)) or not all(type(piece) is int for piece in pieces):
+            raise DataError(f"the word pieces of caption {id!r} in {self.path} are not integers; {_AGAIN}")
+        if pieces and not 0 <= min(pieces) <= max(pieces) < self.v_range[1]:
+            raise DataError(
+                f"caption {id!r} in {self.path} holds word pieces from {min(pieces)} to {max(pieces)}, and the "
+                f"vocabulary ends before {self.v_range[1]}; {_AGAIN}"
+            )
         return TextItem(
             id=id,
-            input_ids=pieces,
+            input_ids=tuple(pieces),
             sentence=sentence,
             image=self.image_of.get(id),
             tokenizer=self.tokenizer,
@@ -98,8 +104,11 @@ class TextDB:
 
     def record(self, id: str) -> dict[str, Any]:
         """The stored fields of a caption, as they are."""
-        with environment(self.path).begin() as transaction:
-            value = transaction.get(id.encode())
+        try:
+            with environment(self.path).begin() as transaction:
+                value = transaction.get(id.encode())
+        except (lmdb.Error, UnicodeEncodeError) as error:
+            raise DataError(f"caption {id!r} cannot be looked up in {self.path} ({error}); {_AGAIN}") from None
         if value is None:
             raise DataError(f"caption {id!r} is not in {self.path / 'data.mdb'}; {_AGAIN}")
         try:
@@ -120,12 +129,39 @@ class TextDB:
 
     def _index(self, name: str) -> dict[str, Any]:
         try:
-            loaded = json.loads((self.path / name).read_text(encoding="utf-8"))
+            loaded = parse((self.path / name).read_text(encoding="utf-8"), unique=True)
         except (OSError, ValueError) as error:
             raise DataError(f"{self.path / name} cannot be read as JSON ({error}); {_AGAIN}") from None
         if not isinstance(loaded, dict):
             raise DataError(f"{self.path / name} holds no JSON object; {_AGAIN}")
         return loaded
+
+    def _require_kinds(self) -> None:
+        """Every index maps ids to what it should."""
+        kinds: dict[str, tuple[dict[str, Any], Callable[[Any], bool], str]] = {
+            "id2len.json": (self.lengths, lambda value: type(value) is int and value >= 0, "a length"),
+            "txt2img.json": (self.image_of, lambda value: isinstance(value, str), "the name of an image"),
+            "img2txts.json": (self.texts_of, _are_names, "a list of captions, each once"),
+        }
+        for name, (index, fits, what) in kinds.items():
+            wrong = next((key for key, value in index.items() if not fits(value)), None)
+            if wrong is not None:
+                found = repr(index[wrong])
+                shown = found if len(found) <= 60 else f"{found[:60]}..."
+                raise DataError(f"{self.path / name} gives {wrong!r} {shown} instead of {what}; {_AGAIN}")
+
+    def _numbers(self) -> list[int]:
+        """CLS, SEP, MASK and the two ends of v_range."""
+        found = [self.meta.get(key) for key in ("CLS", "SEP", "MASK")]
+        ends = self.meta.get("v_range")
+        found += ends if isinstance(ends, list) and len(ends) == 2 else [None]
+        numbers = [number for number in found if type(number) is int]
+        if len(numbers) != 5 or min(numbers) < 0 or not numbers[3] < numbers[4] > max(numbers[:3]):
+            raise DataError(
+                f"{self.path / 'meta.json'} lacks one of CLS, SEP, MASK and v_range, or they are not ids below the end "
+                f"of v_range; {_AGAIN}"
+            )
+        return numbers
 
     def _require_joins(self) -> None:
         """Every caption has an image, and is listed under it."""
@@ -146,17 +182,28 @@ class TextDB:
         return DataError(f"{len(ids)} captions of {self.path / file} {what} ({shown}); {_AGAIN}")
 
 
+def _are_names(ids: object) -> bool:
+    return isinstance(ids, list) and all(isinstance(i, str) for i in ids) and len(set(ids)) == len(ids)
+
+
 def decode_record(value: bytes) -> dict[str, Any]:
     """An LZ4 frame of a msgpack map -> the map. Whatever lz4 and msgpack raise passes through."""
-    record = msgpack.unpackb(lz4.frame.decompress(value), raw=False)
+    frame = lz4.frame.LZ4FrameDecompressor()
+    packed = frame.decompress(value, max_length=LARGEST)
+    if not frame.eof:
+        raise ValueError(f"its frame is truncated, or unpacks to more than {LARGEST} bytes")
+    if frame.unused_data:
+        raise ValueError(f"{len(frame.unused_data)} bytes follow its frame")
+    # Lists and maps are allocated as long as they are said to be, one inside another.
+    record = msgpack.unpackb(packed, raw=False, max_array_len=_MOST_PIECES, max_map_len=_MOST_PIECES)
     if not isinstance(record, dict):
         raise ValueError(f"a record is {type(record).__name__} instead of a map")
     return record
 
 
 def encode_record(record: dict[str, Any]) -> bytes:
-    """What `decode_record` reads."""
-    return bytes(lz4.frame.compress(msgpack.packb(record, use_bin_type=True)))
+    """What `decode_record` reads: the published layout, with the checksum that its frames may have."""
+    return bytes(lz4.frame.compress(msgpack.packb(record, use_bin_type=True), content_checksum=True))
 
 
 _AGAIN = "copy or build the database again"

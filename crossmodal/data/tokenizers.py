@@ -19,6 +19,7 @@ from typing import Any
 from tokenizers import AddedToken, models, normalizers, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Backend
 
+from crossmodal.data.json_text import parse
 from crossmodal.errors import ConfigError, DataError
 from crossmodal.files import write_whole
 
@@ -289,7 +290,7 @@ def _recased(backend: Backend, name: str, lowercase: bool | None) -> Tokenizer:
 def _settings(path: Path) -> dict[str, Any]:
     """What the ``tokenizer_config.json`` beside a file says; empty where there is none."""
     try:
-        loaded = json.loads((path.parent / _CONFIG).read_text(encoding="utf-8"))
+        loaded = parse((path.parent / _CONFIG).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except ValueError as error:

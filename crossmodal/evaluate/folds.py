@@ -10,8 +10,9 @@ from torch import Tensor
 
 from crossmodal.errors import ConfigError
 
+from .blocks import Scores, rereadable, row_blocks
 from .positives import Positives, positive_pairs
-from .ranks import Ranks, Scores, TieRule, ranks, rereadable, row_blocks
+from .ranks import Ranks, TieRule, ranks
 from .recall import RetrievalMetrics, recall
 
 
@@ -47,8 +48,7 @@ def run_protocol(
         return Protocol(metrics, [metrics], [whole])
     scores = rereadable(scores)
     images = next(block.shape[1] for _, block in row_blocks(scores))
-    if not 1 <= folds <= images:
-        raise ConfigError(f"folds: {folds} folds of {images} images: choose 1 to {images}")
+    check_folds(folds, images)
     columns = torch.arange(images) if order is None else torch.as_tensor(order)
     if not torch.equal(columns.sort().values, torch.arange(images)):
         raise ConfigError(f"order: name each of the {images} image columns once")
@@ -57,6 +57,12 @@ def run_protocol(
     per_fold = [recall(r, reference_count=reference_count) for r in each]
     mean = {name: sum(m[name] for m in per_fold) / folds for name in per_fold[0]}
     return Protocol(mean, per_fold, each)
+
+
+def check_folds(folds: int, images: int) -> None:
+    """Raises ConfigError where so many images cannot be cut into so many folds."""
+    if not 1 <= folds <= images:
+        raise ConfigError(f"folds: {folds} folds of {images} images: choose 1 to {images}")
 
 
 def _fold(scores: Scores, pairs: Tensor, columns: Tensor) -> tuple[list[Tensor], list[list[int]]]:

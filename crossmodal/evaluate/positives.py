@@ -20,17 +20,21 @@ def positive_pairs(positives: Positives) -> Tensor:
     empty list is a caption of no image in the gallery (it only distracts), several columns are several images
     that are all right. An image that no caption names only distracts.
     """
-    pairs: list[tuple[int, int]] = []
-    given = positives.tolist() if isinstance(positives, (Tensor, np.ndarray)) else positives
-    for row, value in enumerate(given):
-        for column in value if isinstance(value, Sequence) else [value]:
-            if int(column) != column or column < 0:
-                raise DataError(f"caption {row} belongs to image {column}: give columns counted from 0")
-            pairs.append((row, int(column)))
-    if not pairs:
+    if isinstance(positives, (Tensor, np.ndarray)) and positives.ndim == 1:
+        columns = torch.as_tensor(positives)
+        rows = torch.arange(len(columns))
+    else:
+        given = [value if isinstance(value, Sequence) else [value] for value in positives]
+        rows = torch.tensor([row for row, named in enumerate(given) for _ in named], dtype=torch.int64)
+        columns = torch.tensor([column for named in given for column in named])
+    for i in ((columns < 0) | (columns != columns.long())).nonzero()[:1].flatten().tolist():
+        raise DataError(f"caption {int(rows[i])} belongs to image {columns[i].item()}: give columns counted from 0")
+    if not len(rows):
         raise DataError("no caption belongs to any image: there is nothing to rank")
-    unique: Tensor = torch.tensor(pairs, dtype=torch.int64).unique(dim=0)
-    return unique
+    pairs = torch.stack([rows, columns.long().cpu()], dim=1)
+    if not torch.equal(rows, torch.arange(len(positives))):  # not one each
+        pairs = torch.tensor(sorted(set(map(tuple, pairs.tolist()))), dtype=torch.int64)
+    return pairs
 
 
 def image_columns(text_ids: Sequence[str], image_ids: Sequence[str], image_of: Mapping[str, str]) -> Tensor:

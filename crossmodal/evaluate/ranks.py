@@ -11,8 +11,8 @@ query is that of its best right item: the number of wrong items scored strictly 
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -22,14 +22,13 @@ from torch import Tensor
 
 from crossmodal.errors import ConfigError, DataError
 
+from .blocks import Scores, rereadable, row_blocks
+from .counting import count
 from .positives import Positives, positive_pairs
 
 TieRule = Literal["optimistic", "average", "pessimistic"]
-Matrix = Tensor | np.ndarray
-Scores = Matrix | Iterable[Matrix]
 
 _SHARE = {"optimistic": 0.0, "average": 0.5, "pessimistic": 1.0}
-_CHUNK = 1 << 22  # entries compared at once: bounds the extra memory to a few tens of MB
 
 
 @dataclass(frozen=True)
@@ -57,13 +56,14 @@ class Ranks:
 def ranks(scores: Scores, positives: Positives, *, ties: TieRule = "average") -> Ranks:
     """Rank both directions of a score matrix.
 
-    scores: (A,B) tensor or array of any float type, or an iterable of its row blocks (n,B) in order. Blocks
-        are compared a few million entries at a time. They are read twice; a generator, which can be read only
-        once, is kept in a temporary file meanwhile.
+    scores: (A,B) tensor or array of any float type, or an iterable of its row blocks (n,B) in order: a list, or
+        an object that gives them anew each time, such as `crossmodal.retrieve.product.Product`. They are read
+        twice, a few million entries at a time; what a generator gives is kept in a temporary file meanwhile.
     positives: (A,) the image column of each caption, or for each caption a list of its image columns (none,
         one or several; see `positive_pairs`).
 
-    Raises DataError for NaN scores, blocks of unequal width, and positives that don't fit the matrix.
+    Raises DataError for NaN scores, blocks of unequal width, scores that change between the two readings, and
+    positives that don't fit the matrix.
 
     >>> ranks(torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7]]), [0, 1, 1]).image.tolist()
     [0.0, 1.0, 0.0]
@@ -71,15 +71,11 @@ def ranks(scores: Scores, positives: Positives, *, ties: TieRule = "average") ->
     share = _share(ties)
     pairs = positive_pairs(positives)  # (P,2) sorted by caption
     scores = rereadable(scores)
-    right, better, equal, images = _count_images(scores, pairs, len(positives))
-    text_better, text_equal = _count_texts(scores, pairs, right, images)
-    return Ranks(
-        image=_ranked(better, equal, share, pairs[:, 0]),
-        text=_ranked(text_better, text_equal, share, pairs[:, 1]),
-        image_ties=equal,
-        text_ties=text_equal,
-        ties=ties,
-    )
+    right, images = _right_scores(scores, pairs, len(positives))
+    image = _Queries.of(pairs[:, 0], right, len(positives))
+    text = _Queries.of(pairs[:, 1], right, images)
+    _read_again(scores, pairs, right, image, text)
+    return Ranks(image.ranks(share), text.ranks(share), image.equal, text.equal, ties)
 
 
 def ranks_from_lists(
@@ -101,107 +97,94 @@ def ranks_from_lists(
     return Ranks(image, text, *none)
 
 
-def row_blocks(scores: Scores) -> Iterator[tuple[int, Tensor]]:
-    """(first row, block (n,B)) over the whole matrix, in blocks of a few million entries."""
-    start, width = 0, None
-    for block in [scores] if isinstance(scores, (Tensor, np.ndarray)) else scores:
-        if block.ndim != 2:
-            raise DataError(f"scores have the shape {tuple(block.shape)}: give (texts, images) matrices")
-        if width is not None and block.shape[1] != width:
-            raise DataError(
-                f"the scores from caption {start} on have {block.shape[1]} images, those before {width}: "
-                "score every caption against the same images"
-            )
-        width = int(block.shape[1])
-        step = max(1, _CHUNK // max(1, width))
-        for low in range(0, block.shape[0], step):
-            part = block[low : low + step]
-            # A copy of the rows: a read-only array (mapped file) can't be shared with a tensor.
-            yield start + low, part.detach() if isinstance(part, Tensor) else torch.tensor(part)
-        start += int(block.shape[0])
+@dataclass
+class _Queries:
+    """The queries of one direction: `best`, the largest right score of each, float64, NaN where there is none, and
+    how many wrong items are better than it and equal to it, int64."""
+
+    best: Tensor
+    better: Tensor
+    equal: Tensor
+
+    @staticmethod
+    def of(queries: Tensor, right: Tensor, count: int) -> _Queries:
+        """From the query (P,) and the score (P,) of every right pair. The right items are taken off beforehand."""
+        best = torch.full((count,), torch.nan, dtype=torch.float64)
+        best.scatter_reduce_(0, queries, right, "amax", include_self=False)
+        equal = torch.zeros(count, dtype=torch.int64)
+        equal.scatter_add_(0, queries, -(right == best[queries]).long())
+        return _Queries(best, torch.zeros(count, dtype=torch.int64), equal)
+
+    def ranks(self, share: float) -> Tensor:
+        return torch.where(self.best.isnan(), torch.nan, self.better.double() + share * self.equal.double())
 
 
-def rereadable(scores: Scores) -> Scores:
-    """The scores in a form that can be read again: a generator is written to a mapped temporary file."""
-    if isinstance(scores, (Tensor, np.ndarray)) or iter(scores) is not scores:
-        return scores
-    width = 0
-    # The file lives as long as the mapping; its name goes at once.
-    with tempfile.NamedTemporaryFile() as file:
-        rows = 0
-        for _, block in row_blocks(scores):
-            width = block.shape[1]
-            rows += len(block)
-            file.write(block.double().cpu().numpy().tobytes())
-        file.flush()
-        flat = torch.from_file(file.name, shared=False, size=rows * width, dtype=torch.float64)
-    return flat.view(rows, width)
-
-
-def _count_images(scores: Scores, pairs: Tensor, texts: int) -> tuple[Tensor, Tensor, Tensor, int]:
-    """One pass: the score of every right pair (P,), per caption the images better and equal (A,), and B."""
-    right, better, equal = [], [], []
-    rows, images = 0, 0
+def _right_scores(scores: Scores, pairs: Tensor, texts: int) -> tuple[Tensor, int]:
+    """First reading: the scores of the right pairs (P,) in float64, which holds every other float exactly, and B."""
+    right = torch.empty(len(pairs), dtype=torch.float64)
+    rows = read = images = 0
     for start, block in row_blocks(scores):
         if rows == 0:
             images = block.shape[1]
             _check_columns(pairs, images)
-        if bool(block.isnan().any()):
-            row, column = block.isnan().nonzero()[0].tolist()
-            raise DataError(
-                f"the score of caption {start + row} with image {column} is NaN: a NaN has no rank; "
-                "find out why the model gave it"
-            )
         rows = start + len(block)
-        low, high = torch.searchsorted(pairs[:, 0].contiguous(), torch.tensor([start, rows])).tolist()
-        mine = pairs[low:high].to(block.device)
-        row = mine[:, 0] - start
-        hit = block[row, mine[:, 1]].double()
-        best = _largest(hit, row, len(block))
-        b, e = _compare(block, best[:, None], dim=1)
-        e -= _equals_best(hit, row, best)
-        right.append(hit.cpu())
-        better.append(b.cpu())
-        equal.append(e.cpu())
+        mine = _within(pairs, start, rows)
+        right[read : read + len(mine)] = _taken(block, mine)
+        read += len(mine)
     if rows != texts:
         raise DataError(f"{rows} rows of scores for {texts} captions: give one row of scores each")
-    return torch.cat(right), torch.cat(better), torch.cat(equal), images
+    return right, images
 
 
-def _count_texts(scores: Scores, pairs: Tensor, right: Tensor, images: int) -> tuple[Tensor, Tensor]:
-    """Second pass: per image the captions better than its best right one, and equal to it: (B,), (B,)."""
-    best = _largest(right, pairs[:, 1], images)
-    better = torch.zeros(images, dtype=torch.int64)
-    equal = -_equals_best(right, pairs[:, 1], best)
-    for _, block in row_blocks(scores):
-        b, e = _compare(block, best.to(block.device), dim=0)
-        better += b.cpu()
-        equal += e.cpu()
-    return better, equal
+def _read_again(scores: Scores, pairs: Tensor, right: Tensor, image: _Queries, text: _Queries) -> None:
+    """Second reading: add to the counts of both directions."""
+    rows = read = 0
+    for start, block in row_blocks(scores):
+        rows = start + len(block)
+        if rows > len(image.best):
+            break
+        mine = _within(pairs, start, rows)
+        counts = count(block, image.best[start:rows], text.best)
+        if math.isnan(counts.total):
+            _refuse_nan(block, start)
+        image.better[start:rows] += counts.rows[0]
+        image.equal[start:rows] += counts.rows[1]
+        text.better += counts.columns[0]
+        text.equal += counts.columns[1]
+        _refuse_changed(mine, start, right[read : read + len(mine)], _taken(block, mine))
+        read += len(mine)
+    if rows != len(image.best):
+        raise DataError(
+            f"{len(image.best)} rows of scores at first and {rows} when read again; give the same blocks each time"
+        )
 
 
-def _compare(block: Tensor, best: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    # float64 holds every float16, bfloat16 and float32 exactly, so the stored scores are compared.
-    exact = block.double()
-    return (exact > best).sum(dim), (exact == best).sum(dim)
+def _within(pairs: Tensor, start: int, stop: int) -> Tensor:
+    """The pairs of the captions from `start` to `stop`, counted from `start`."""
+    low, high = np.searchsorted(pairs[:, 0].numpy(), [start, stop]).tolist()
+    return pairs[low:high] - torch.tensor([start, 0])
 
 
-def _largest(values: Tensor, groups: Tensor, count: int) -> Tensor:
-    """The largest value of each group; NaN where a group has none: nothing beats or equals NaN."""
-    out = torch.full((count,), torch.nan, dtype=torch.float64, device=values.device)
-    return out.scatter_reduce(0, groups, values, "amax", include_self=False)
+def _taken(block: Tensor, pairs: Tensor) -> Tensor:
+    row, column = pairs.to(block.device).unbind(1)
+    return block[row, column].double().cpu()
 
 
-def _equals_best(values: Tensor, groups: Tensor, best: Tensor) -> Tensor:
-    """How many right items have the best score of their group, the best itself included."""
-    return torch.zeros_like(best, dtype=torch.int64).scatter_add(0, groups, (values == best[groups]).long())
+def _refuse_nan(block: Tensor, start: int) -> None:
+    for row, column in block.isnan().nonzero()[:1].tolist():
+        raise DataError(
+            f"the score of caption {start + row} with image {column} is NaN: a NaN has no rank; "
+            "find out why the model gave it"
+        )
 
 
-def _ranked(better: Tensor, equal: Tensor, share: float, queries: Tensor) -> Tensor:
-    out = torch.full((len(better),), torch.nan, dtype=torch.float64)
-    known = queries.unique()
-    out[known] = better[known].double() + share * equal[known].double()
-    return out
+def _refuse_changed(pairs: Tensor, start: int, first: Tensor, again: Tensor) -> None:
+    for i in (first != again).nonzero()[:1].flatten().tolist():
+        row, column = pairs[i].tolist()
+        raise DataError(
+            f"the score of caption {start + row} with image {column} was {float(first[i])} at first and "
+            f"{float(again[i])} when read again; give blocks that are the same each time"
+        )
 
 
 def _listed(lists: Sequence[Sequence[int]], pairs: Tensor) -> Tensor:

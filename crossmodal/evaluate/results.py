@@ -2,9 +2,11 @@
 
 A results folder holds three files, none of them a pickle:
 
-    scores.npz     scores (texts, images) float32, text_ids, image_ids
+    scores.npz     scores (texts, images) float32, text_ids, image_ids, key
     ranks.npz      image_ranks (texts,) and text_ranks (images,) float64, image_ties, text_ties int64
-    results.json   format, metrics, intervals, chance, tie rule, sizes and the settings of the run
+    results.json   format, metrics, intervals, chance, tie rule, sizes, key and the settings of the run
+
+The key, where there is one, is a hash of everything that the scores were made from: of the same key, the same scores.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from .ranks import Ranks
 from .recall import KS
 
 _FORMAT = 1
+_UNREADABLE = (OSError, ValueError, KeyError, AttributeError, TypeError, zipfile.BadZipFile)
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,7 @@ def save_results(
     *,
     intervals: Intervals | None = None,
     chance: Mapping[str, float] | None = None,
+    key: str | None = None,
 ) -> Path:
     """Write the scores (A,B), the ranks and the metrics into `folder`; `settings` must be fit for JSON.
 
@@ -75,6 +79,8 @@ def save_results(
         "text_ids": np.array(text_ids, dtype=str),
         "image_ids": np.array(image_ids, dtype=str),
     }
+    if key is not None:
+        matrices["key"] = np.array(key)
     per_query: dict[str, Any] = {
         "image_ranks": ranks.image.numpy(),
         "text_ranks": ranks.text.numpy(),
@@ -89,6 +95,7 @@ def save_results(
         "ties": ranks.ties,
         "texts": shape[0],
         "images": shape[1],
+        "key": key,
         "settings": dict(settings),
     }
     text = json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
@@ -104,14 +111,32 @@ def _savez(path: Path, arrays: Mapping[str, Any]) -> None:
         np.savez(file, **arrays)
 
 
+def stored_scores(folder: Path, key: str) -> Tensor | None:
+    """The scores (A,B) in a results folder, complete or not, if they are whole and were saved under this key."""
+    try:
+        with np.load(folder / "scores.npz", allow_pickle=False) as file:
+            return torch.from_numpy(file["scores"]) if str(file["key"]) == key else None
+    except _UNREADABLE:
+        return None
+
+
+def stored_key(folder: Path) -> str | None:
+    """The key of the results in a folder; None where there are none, or none is named."""
+    try:
+        return json.loads((folder / "results.json").read_text(encoding="utf-8")).get("key")
+    except _UNREADABLE:
+        return None
+
+
 def load_results(folder: str | Path) -> Results:
-    """Read what `save_results` wrote. Raises DataError for a folder that isn't complete."""
+    """Read what `save_results` wrote. Raises DataError for a folder that isn't complete, or mixes two evaluations."""
     folder = Path(folder)
     try:
         summary = json.loads((folder / "results.json").read_text(encoding="utf-8"))
         with np.load(folder / "scores.npz", allow_pickle=False) as file:
             scores = torch.from_numpy(file["scores"])
             text_ids, image_ids = file["text_ids"].tolist(), file["image_ids"].tolist()
+            key = str(file["key"]) if "key" in file else None
         with np.load(folder / "ranks.npz", allow_pickle=False) as file:
             ranked = Ranks(
                 image=torch.from_numpy(file["image_ranks"]),
@@ -119,6 +144,11 @@ def load_results(folder: str | Path) -> Results:
                 image_ties=torch.from_numpy(file["image_ties"]),
                 text_ties=torch.from_numpy(file["text_ties"]),
                 ties=summary["ties"],
+            )
+        shapes = {(len(text_ids), len(image_ids)), (len(ranked.image), len(ranked.text)), tuple(scores.shape)}
+        if key != summary.get("key") or shapes != {(summary["texts"], summary["images"])}:
+            raise DataError(
+                f"the files in {folder} belong to different evaluations: run the test again, into a folder of its own"
             )
         return Results(
             scores=scores,
@@ -130,7 +160,7 @@ def load_results(folder: str | Path) -> Results:
             intervals={name: (low, high) for name, (low, high) in summary["intervals"].items()},
             chance=summary["chance"],
         )
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except _UNREADABLE as error:
         raise DataError(f"{folder} holds no complete results ({error}): run the test again") from error
 
 

@@ -1,47 +1,24 @@
-"""Score a corpus with a model: every caption against every image, each item read and encoded once."""
+"""Score a corpus with a model: every caption against every image, or each caption against a gallery of its own."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
-from tqdm import tqdm
 
 from crossmodal.data.corpus import Corpus
 from crossmodal.errors import DataError
-from crossmodal.model.base import Encoded, Model, inference
-from crossmodal.retrieve.scoring import TOKENS, encode_all, score_matrix, score_pairs
+from crossmodal.model.base import Model, inference
+from crossmodal.retrieve.scoring import TOKENS, Progress, score_pairs
 
-from .ranks import TieRule, ranks
-from .recall import RetrievalMetrics, recall
+from .job import ScoringJob, encode_corpus
+from .scored import Scored
 
 if TYPE_CHECKING:
     from crossmodal.data.texts import TextDB
     from crossmodal.train.distributed import OneProcess
 
-
-@dataclass(frozen=True)
-class Scored:
-    """scores (texts, images) float32 with the ids of rows and columns; image_of (texts,) the right columns."""
-
-    scores: Tensor
-    text_ids: list[str]
-    image_ids: list[str]
-    image_of: Tensor
-
-    def metrics(self, *, ties: TieRule = "average", reference_count: bool = False) -> RetrievalMetrics:
-        return recall(ranks(self.scores, self.image_of, ties=ties), reference_count=reference_count)
-
-
-def encode_corpus(model: Model, corpus: Corpus, text_rows: slice = slice(None)) -> tuple[Encoded, Encoded]:
-    """Both sides of a corpus, encoded: captions in database order (those of `text_rows`), images in
-    evaluation order."""
-    texts = corpus.batches("text", corpus.anchors[text_rows], model.processor)
-    images = corpus.batches("image", corpus.image_keys, model.processor)
-    return encode_all(model, "text", texts), encode_all(model, "image", images)
+__all__ = ["Scored", "fixed_galleries", "fixed_gallery_recall", "score_corpus"]
 
 
 def score_corpus(
@@ -51,29 +28,13 @@ def score_corpus(
     scorer: str | None = None,
     tokens: int = TOKENS,
     ranks: OneProcess | None = None,
-    progress: bool = False,
+    progress: Progress | None = None,
 ) -> Scored:
-    """The score matrix of a corpus. Under several ranks each scores every `size`-th caption, and all get all."""
-    if not len(corpus):
-        raise DataError("the corpus holds no captions after its filters; raise max_text or check the databases")
-    rank, size = (ranks.rank, ranks.size) if ranks else (0, 1)
-    rows = slice(rank, None, size)
-    mine = range(len(corpus))[rows]
-    scores = torch.zeros(0, len(corpus.image_keys), dtype=next(model.parameters()).dtype)
-    if scores.dtype.itemsize < 4:
-        scores = scores.float()
-    if len(mine):  # with more ranks than captions, some have none
-        with inference(model):
-            a, b = encode_corpus(model, corpus, rows)
-            chosen = model.scorers[scorer or next(iter(model.scorers))]
-            with tqdm(total=len(a) * len(b), unit="pair", unit_scale=True, disable=not progress or rank > 0) as bar:
-                scores = score_matrix(chosen, a, b, tokens=tokens, progress=bar.update)
-    if ranks and size > 1:
-        gathered = ranks.all_gather_rows(scores).cpu()
-        numbers = torch.arange(len(corpus))
-        order = torch.cat([numbers[r::size] for r in range(size)]).argsort()
-        scores = gathered[order]
-    return Scored(scores, [k for _, k in corpus.anchors], [k for _, k in corpus.image_keys], corpus.image_of_texts())
+    """The score matrix of a corpus. Several ranks share the work, and all get all.
+
+    `progress` is called on each rank with the number of pairs that it has just scored.
+    """
+    return ScoringJob(model, corpus, scorer=scorer, tokens=tokens, ranks=ranks).run(progress)
 
 
 def fixed_galleries(texts: TextDB, size: int) -> list[list[str]]:
@@ -94,7 +55,7 @@ def fixed_gallery_recall(
     size: int,
     *,
     tokens: int = TOKENS,
-    progress: Callable[[int], object] | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, float]:
     """`recall_1`, `recall_5`, `recall_10` of each caption's image within its fixed gallery (spec section 11)."""
     pairs = []

@@ -2,23 +2,50 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+from tqdm import tqdm
+
 from crossmodal.data.corpus import Corpus
+from crossmodal.errors import ConfigError
 from crossmodal.model.base import Model
-from crossmodal.retrieve.scoring import TOKENS
+from crossmodal.retrieve.scoring import TOKENS, Progress
 
 from .bootstrap import Intervals, bootstrap
-from .folds import run_protocol
+from .folds import check_folds, run_protocol
+from .job import ScoringJob
 from .ranks import Ranks, TieRule, ranks
-from .recall import RetrievalMetrics, chance
-from .results import published_lines, results_table, save_results
-from .retrieval import Scored, score_corpus
+from .recall import KS, RetrievalMetrics, chance
+from .results import published_lines, results_table, save_results, stored_key
+from .scored import Scored
 
 if TYPE_CHECKING:
     from crossmodal.train.distributed import OneProcess
+
+log = logging.getLogger("crossmodal")
+
+
+@dataclass(frozen=True)
+class Counting:
+    """How scores become recalls: see `run_protocol`."""
+
+    folds: int = 1
+    ties: TieRule = "average"
+    reference_count: bool = False
+
+    def check(self, corpus: Corpus) -> None:
+        """Raises ConfigError where the corpus does not allow it: better before its scoring than after."""
+        images = len(corpus.image_keys)
+        check_folds(self.folds, images)
+        if self.reference_count and min(images // self.folds, len(corpus)) < KS[-1]:
+            raise ConfigError(
+                f"the published count takes lists of {KS[-1]}, but there are {len(corpus)} captions and {images} "
+                f"images in {self.folds} folds; leave --reference-count out"
+            )
 
 
 @dataclass(frozen=True)
@@ -36,28 +63,71 @@ def evaluate_corpus(
     model: Model,
     corpus: Corpus,
     *,
-    folds: int = 1,
-    ties: TieRule = "average",
-    reference_count: bool = False,
+    counting: Counting = Counting(),
     tokens: int = TOKENS,
     process: OneProcess | None = None,
-    progress: bool = True,
+    progress: Progress | None = None,
 ) -> Evaluation:
     """Score every caption against every image and count (spec section 13)."""
-    scored = score_corpus(model, corpus, tokens=tokens, ranks=process, progress=progress)
+    counting.check(corpus)
+    scored = ScoringJob(model, corpus, tokens=tokens, ranks=process).run(progress)
+    return evaluate_scores(scored, corpus, counting)
+
+
+def evaluate_into(
+    folder: Path,
+    model: Model,
+    corpus: Corpus,
+    settings: dict[str, Any],
+    *,
+    counting: Counting = Counting(),
+    tokens: int = TOKENS,
+    process: OneProcess | None = None,
+) -> Evaluation | None:
+    """Evaluate and save into `folder`, going on where an earlier call was stopped; on rank 0, the others get None.
+
+    Finished tiles are kept in the folder until the results take their place, and those serve a later call with
+    another way of counting. Says beforehand how many pairs there are, how many are kept, and how long the rest
+    will take.
+    """
+    counting.check(corpus)
+    job = ScoringJob(model, corpus, tokens=tokens, ranks=process, output=folder)
+    first = process is None or process.rank == 0
+    if first:
+        _announce(job, folder)
+    with tqdm(total=job.rest, unit="pair", unit_scale=True, disable=not first or not job.rest) as bar:
+        scored = job.run(bar.update)
+    if not first:
+        return None
+    found = evaluate_scores(scored, corpus, counting)
+    size = process.size if process else 1
+    save_evaluation(folder, found, {**settings, **vars(counting), "processes": size})
+    job.forget()
+    return found
+
+
+def evaluate_scores(scored: Scored, corpus: Corpus, counting: Counting) -> Evaluation:
+    """Recalls of a corpus from its scores, with intervals and chance where the gallery is whole."""
+    folds, ties = counting.folds, counting.ties
     # Folds are runs of consecutive images of the caption file; the columns stand in evaluation order.
     order = [corpus.column_of[p, image] for p, part in enumerate(corpus.parts) for image in part.texts.images]
-    protocol = run_protocol(
-        scored.scores, scored.image_of, folds=folds, order=order, ties=ties, reference_count=reference_count
+    counted = run_protocol(
+        scored.scores,
+        scored.image_of,
+        folds=folds,
+        order=order,
+        ties=ties,
+        reference_count=counting.reference_count,
     )
-    whole = protocol.ranks[0] if folds == 1 else ranks(scored.scores, scored.image_of, ties=ties)
+    whole = counted.ranks[0] if folds == 1 else ranks(scored.scores, scored.image_of, ties=ties)
     intervals = bootstrap(whole, image_of=scored.image_of) if folds == 1 else {}
     expected = chance(scored.image_of, len(scored.image_ids)) if folds == 1 else {}
-    return Evaluation(scored, whole, protocol.metrics, intervals, expected)
+    return Evaluation(scored, whole, counted.metrics, intervals, expected)
 
 
 def save_evaluation(folder: Path, found: Evaluation, settings: dict[str, Any]) -> Path:
     """scores.npz, ranks.npz and results.json in `folder`."""
+    exact = found.scored.scores.dtype == torch.float32  # what is stored is what was scored
     return save_results(
         folder,
         found.scored.scores,
@@ -68,6 +138,7 @@ def save_evaluation(folder: Path, found: Evaluation, settings: dict[str, Any]) -
         settings,
         intervals=found.intervals or None,
         chance=found.chance or None,
+        key=found.scored.key if exact else None,
     )
 
 
@@ -75,3 +146,40 @@ def describe_evaluation(found: Evaluation) -> str:
     """The table for the terminal: recalls with intervals and chance, then the published lines."""
     table = results_table(found.metrics, intervals=found.intervals or None, chance=found.chance or None)
     return f"{table}\n\n{published_lines(found.metrics)}"
+
+
+def _announce(job: ScoringJob, folder: Path) -> None:
+    images, captions = len(job.corpus.image_keys), len(job.corpus)
+    if job.kept:
+        log.info("%s of %s pairs were scored before and are kept", f"{job.kept:,}", f"{job.pairs:,}")
+    elif job.starts_anew:
+        log.info("what an evaluation with other weights, data or options has left in %s is of no use here", folder)
+    if stored_key(folder) not in (None, job.key):
+        log.info("the results of another evaluation in %s will be replaced", folder)
+    if job.kept < job.pairs:
+        rest = f", {_short(job.pairs - job.kept)} to go" if job.kept else ""
+        log.info(
+            "%s images x %s captions, %s pairs%s: %s",
+            f"{images:,}", f"{captions:,}", _short(job.pairs), rest, about(job.estimate()),
+        )  # fmt: skip
+
+
+def about(seconds: float) -> str:
+    """A duration as people say it: `about 2 h 10 min`."""
+    if seconds < 1:
+        return "less than a second"
+    if seconds < 90:
+        return f"about {seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"about {minutes} min"
+    hours, minutes = divmod(round(minutes, -1), 60)  # tens of minutes are as much as an estimate can say
+    if hours < 24:
+        return f"about {hours} h {minutes} min" if minutes else f"about {hours} h"
+    days, hours = divmod(hours + (minutes >= 30), 24)
+    return f"about {days} d {hours} h" if hours else f"about {days} d"
+
+
+def _short(count: int) -> str:
+    """A number of pairs: `5.0 M`, or the number itself where it is small."""
+    return f"{count / 1e6:.1f} M" if count >= 1_000_000 else f"{count:,}"

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from crossmodal.data.batches import Batch, Items
 from crossmodal.files import write_whole
 
+from .pickles import save_torch
+
 Kind = Literal["items", "scores", "groups", "scalar"]
 
 
@@ -93,7 +95,7 @@ class Encoded:
             "rows": {k: _own_storage(v) for k, v in self.rows.items()},
             "vectors": {k: _own_storage(v) for k, v in self.vectors.items()},
         }
-        write_whole(path, lambda temporary: torch.save(content, temporary))
+        write_whole(path, lambda temporary: save_torch(content, temporary))
 
     @staticmethod
     def open(path: Path) -> Encoded:

@@ -16,9 +16,13 @@ from crossmodal.errors import CheckpointError, ConfigError, nearest
 from crossmodal.files import write_whole
 
 from .base import Model, registered
+from .checksums import check_sums, digest, read_sums
+from .pickles import save_torch, why_unreadable
 from .uniter import Uniter
 
 Layout = Literal["crossmodal", "uniter", "bert"]
+
+WEIGHTS = ("model.safetensors", "pytorch_model.bin", "model.pt")
 
 # Stored twice in published files, once here: the word table and the image projection.
 TIED = {
@@ -49,9 +53,10 @@ def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Mo
     """A model from a checkpoint folder of crossmodal, in evaluation mode, its processor with it.
 
     A run folder stands for its `best` checkpoint, or `last` where there is none.
-    Raises CheckpointError where the folder is not a checkpoint.
+    Raises CheckpointError where the folder is not a checkpoint, or a file in it is damaged.
     """
     folder = find_checkpoint(Path(path))
+    check_sums(folder)
     name, config = read_description(folder)
     model = registered()[name](config)
     report = load_state(model, read_state(folder), where=folder)
@@ -104,20 +109,41 @@ def save(model: Model, folder: Path) -> None:
         model.processor.save(folder)
 
 
+def fingerprint(path: Path) -> str:
+    """The sha256, in hexadecimal, of the weights at `path`: a weights file, a checkpoint folder or a run folder.
+
+    Taken from the folder's checksums where it has them, so that nothing large is read.
+    Raises CheckpointError where there are no weights.
+    """
+    if path.is_dir() and not _holds_weights(path):
+        path = find_checkpoint(path)
+    file = weights_file(path)
+    sums = read_sums(file.parent) if path.is_dir() else None
+    return (sums or {}).get(file.name) or digest(file)
+
+
+def weights_file(path: Path) -> Path:
+    """The file of weights that `path` names or that the folder `path` holds. Raises CheckpointError without one."""
+    if path.is_dir():
+        for name in WEIGHTS:
+            if (path / name).is_file():
+                return path / name
+        raise CheckpointError(f"{path} holds no {', '.join(WEIGHTS[:-1])} or {WEIGHTS[-1]}; check the path")
+    if not path.is_file():
+        raise CheckpointError(f"checkpoint {path} does not exist; check the path")
+    return path
+
+
+def _holds_weights(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in WEIGHTS)
+
+
 def read_state(path: Path) -> dict[str, Tensor]:
     """Tensors of a .safetensors or torch file (`weights_only`), or of the one that a folder holds.
 
     Raises CheckpointError where there is none, or the file holds anything but tensors.
     """
-    if path.is_dir():
-        for name in ("model.safetensors", "pytorch_model.bin", "model.pt"):
-            if (path / name).is_file():
-                path = path / name
-                break
-        else:
-            raise CheckpointError(f"{path} holds no model.safetensors, pytorch_model.bin or model.pt; check the path")
-    if not path.is_file():
-        raise CheckpointError(f"checkpoint {path} does not exist; check the path")
+    path = weights_file(path)
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -125,11 +151,8 @@ def read_state(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch and safetensors raise many kinds; each means: not readable as weights
-        reason = (str(error).splitlines() or ["it is cut off"])[0]
-        if "Weights only" in reason:  # torch goes on to say how to load the pickle all the same
-            reason = "it is no plain dictionary of tensors"
         raise CheckpointError(
-            f"{path} cannot be read as plain weights ({reason}); export its state dict again"
+            f"{path} cannot be read as plain weights ({why_unreadable(path, error)}); export its state dict again"
         ) from None
     if isinstance(state, Mapping) and isinstance(state.get("model"), Mapping):
         state = state["model"]
@@ -203,6 +226,7 @@ def load_weights(model: Model, path: str | os.PathLike[str], layout: str | None 
     own_folder = path.is_dir() and layout in (None, "crossmodal")
     if own_folder:
         path = find_checkpoint(path)
+        check_sums(path, [weights_file(path).name])
     state = read_state(path)
     chosen = layout or ("crossmodal" if own_folder else guess_layout(state))
     return load_state(model, state, layout=chosen, where=path)
@@ -213,4 +237,4 @@ def export_uniter(model: Uniter, path: Path) -> None:
     state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     if model.config.pretraining:
         state |= {published: state[own] for published, own in TIED.items()}
-    write_whole(path, lambda temporary: torch.save(state, temporary))
+    write_whole(path, lambda temporary: save_torch(state, temporary))

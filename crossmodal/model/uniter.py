@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
+from difflib import get_close_matches
 from typing import Any, ClassVar
 
 import torch
@@ -59,9 +60,14 @@ class UniterConfig:
     def of(values: Mapping[str, Any]) -> UniterConfig:
         """From a published or own configuration; keys of other programs are ignored.
 
-        Raises ConfigError where a value is of the wrong type or the sizes do not go together.
+        Raises ConfigError where a value is of the wrong type, the sizes do not go together, or a key is nearly one
+        that is not given.
         """
         known = {f.name for f in fields(UniterConfig)}
+        for key in sorted(map(str, values.keys() - known)):
+            meant = get_close_matches(key, known - values.keys(), n=1, cutoff=0.85)
+            if meant:
+                raise ConfigError(f"the model configuration has the unknown key {key!r}; did you mean {meant[0]}?")
         try:
             config = TypeAdapter(UniterConfig).validate_python({k: v for k, v in values.items() if k in known})
         except ValidationError as error:

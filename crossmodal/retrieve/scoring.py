@@ -1,8 +1,7 @@
 """Score matrices and pair lists, as fast as the machine allows, for every scorer of the model protocol.
 
-Each side was encoded once. Pairs are cut into tiles of similar length under a token budget, a pair costing the
-tokens of both items and one at least; the scorer packs a tile, so nothing is padded. Scores come back in float32
-(float64 stays) in the order asked for.
+Each side was encoded once. Pairs are cut into tiles of similar length under a token budget (`tiles`); the scorer
+packs a tile, so nothing is padded. Scores come back in float32 (float64 stays) in the order asked for.
 """
 
 from __future__ import annotations
@@ -16,10 +15,12 @@ from torch import Tensor
 from crossmodal.data.batches import Items
 from crossmodal.model.base import Encoded, Model, Scorer
 
-TOKENS = 16384
-"""Default token budget of one tile: large enough to keep the matrix products busy, small enough for caches."""
+from .tiles import TOKENS, cut, plan_tiles, score_tile, widened
+
+__all__ = ["TOKENS", "Best", "Progress", "encode_all", "score_blocks", "score_matrix", "score_pairs", "top_k"]
 
 Progress = Callable[[int], object]
+"""Called with the number of pairs that were just scored; what it raises ends the scoring."""
 
 
 def encode_all(model: Model, side: str, batches: Iterable[Items]) -> Encoded:
@@ -40,8 +41,8 @@ def score_pairs(
     lengths = (a.lengths[pairs[:, 0]] + b.lengths[pairs[:, 1]]).clamp(min=1)
     order = lengths.argsort(stable=True)
     parts = []
-    for start, stop in _cut(lengths[order], tokens):
-        parts.append(_widened(scorer(a, b, pairs[order[start:stop]])))
+    for start, stop in cut(lengths[order], tokens):
+        parts.append(widened(scorer(a, b, pairs[order[start:stop]])))
         if progress:
             progress(stop - start)
     return torch.cat(parts)[order.argsort().to(parts[0].device)] if parts else torch.empty(0)
@@ -55,22 +56,18 @@ def score_blocks(
     Without items on either side there are no blocks. Rows come shortest first; within a block, tiles of columns
     are shortest first, so that the pairs of one tile have few distinct lengths.
     """
-    if not (len(a) and len(b)):
-        return
-    rows, columns = a.lengths.argsort(stable=True), b.lengths.argsort(stable=True)
-    a, b = a[rows], b[columns]
-    back = columns.argsort()
-    height = _tile_height(a, b, tokens)
-    for top in range(0, len(a), height):
-        block = a[top : top + height]
-        per_column = (len(block) * b.lengths + int(block.lengths.sum())).clamp(min=len(block))
-        tiles = []
-        for left, right in _cut(per_column, tokens):
-            tiles.append(_widened(scorer(block, b[left:right])))
-            if progress:
-                progress(len(block) * (right - left))
-        scores = torch.cat(tiles, dim=1)
-        yield rows[top : top + height], scores[:, back.to(scores.device)]
+    plan = plan_tiles(a.lengths, b.lengths, tokens)
+    a, b = a[plan.rows], b[plan.columns]
+    back = plan.columns.argsort()
+    tiles = []
+    for number in range(len(plan)):
+        rows, columns = plan.tile(number)
+        tiles.append(score_tile(scorer, a, b, (rows, columns)))
+        if progress:
+            progress(tiles[-1].numel())
+        if columns.stop == len(b):  # the last tile of these rows
+            yield plan.rows[rows], torch.cat(tiles, dim=1)[:, back.to(tiles[0].device)]
+            tiles = []
 
 
 def score_matrix(
@@ -123,25 +120,3 @@ def _best(scores: Tensor, indices: Tensor, k: int) -> Best:
         order = by_index.gather(1, s.gather(1, by_index).argsort(dim=1, descending=True, stable=True)[:, :k])
         values[tied], picked[tied] = s.gather(1, order), indices[tied].gather(1, order)
     return Best(values, picked)
-
-
-def _widened(scores: Tensor) -> Tensor:
-    return scores.float() if scores.dtype.itemsize < 4 else scores
-
-
-def _tile_height(a: Encoded, b: Encoded, tokens: int) -> int:
-    """Rows of a tile so that it is about as many rows as columns: each side is gathered equally often."""
-    per_pair = float(a.lengths.float().mean() + b.lengths.float().mean())
-    return max(1, min(len(a), int((tokens / max(per_pair, 1.0)) ** 0.5)))
-
-
-def _cut(costs: Tensor, budget: int) -> Iterator[tuple[int, int]]:
-    """Consecutive runs whose costs add up to at most `budget`; a single item over it stands alone."""
-    start, total = 0, 0
-    for i, cost in enumerate(costs.tolist()):
-        if i > start and total + cost > budget:
-            yield start, i
-            start, total = i, 0
-        total += cost
-    if len(costs) > start:
-        yield start, len(costs)

@@ -7,6 +7,7 @@ gradients of one rank with batch N B, uneven batches included (DESIGN.md section
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from .distributed import OneProcess
 from .objectives import Objective
 from .recipe import OptimizerSpec
 from .schedules import learning_rate
+from .strikes import Seen, Skip
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -33,7 +35,10 @@ class _Held:
 
 
 class Engine:
-    """Holds model, objectives and optimizer; `update` does one step."""
+    """Holds model, objectives and optimizer; `update` does one step.
+
+    skipped: why the last update was not made; None where it was.
+    """
 
     def __init__(
         self,
@@ -58,6 +63,7 @@ class Engine:
         self.dtype = PRECISIONS[precision]
         self.scaler = torch.amp.GradScaler(model.device.type, enabled=precision == "fp16")
         self.terms = [(o, t) for o in self.objectives for t in o.terms]
+        self.skipped: Skip | None = None
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -68,7 +74,12 @@ class Engine:
 
         Returns what is logged: the mean of every loss over the global batch under its tag, `loss` their
         weighted sum, `lr` and `grad_norm` (before clipping).
+
+        Where a loss is not finite, or without a scaler the gradient, nothing is updated: weights, optimizer and
+        buffers stay as they were, on all ranks, and `skipped` says why.
         """
+        buffers = self._buffers()
+        seen: list[Seen] = []
         totals = self._known_units(batches)
         sums, counts = (
             torch.zeros(len(self.terms), dtype=torch.float64),
@@ -78,15 +89,26 @@ class Engine:
         for micro in range(max((len(b) for b in batches), default=0)):
             for number, stream in enumerate(batches):
                 if micro < len(stream):
-                    self._micro_step(step, number, stream[micro], totals, sums, counts, held)
+                    seen.append(self._micro_step(step, number, stream[micro], totals, sums, counts, held))
         both = self.ranks.all_reduce(torch.cat([sums, counts])).cpu()
         sums, counts = both[: len(self.terms)], both[len(self.terms) :]
-        for stream_losses in held:
-            parts = [w * s / counts[i].item() for i, s, w in stream_losses.terms if counts[i] > 0]
-            if parts:
-                self.scaler.scale(torch.stack(parts).sum()).backward()
         logged = self._log(step, sums, counts)
-        logged["grad_norm"] = self._apply(step)
+        finite = bool(sums.isfinite().all())  # of all ranks: they decide alike
+        if finite:
+            for stream_losses in held:
+                parts = [w * s / counts[i].item() for i, s, w in stream_losses.terms if counts[i] > 0]
+                if parts:
+                    self.scaler.scale(torch.stack(parts).sum()).backward()
+            logged["grad_norm"] = self._apply(step)
+            # A scaler expects gradients that are not finite now and then: it skips them itself and adapts.
+            finite = math.isfinite(logged["grad_norm"]) or self.scaler.is_enabled()
+        elif self.scaler.is_enabled():
+            self.scaler.update(self.scaler.get_scale() * self.scaler.get_backoff_factor())
+        self.optimizer.zero_grad(set_to_none=True)
+        self.skipped = None if finite else Skip(dict(logged), seen)
+        if not finite:
+            for buffer, before in zip(self._live_buffers(), buffers, strict=True):
+                buffer.copy_(before)
         logged["lr"] = float(self.optimizer.param_groups[0]["lr"])
         return logged
 
@@ -104,7 +126,7 @@ class Engine:
         sums: Tensor,
         counts: Tensor,
         held: list[_Held],
-    ) -> None:
+    ) -> Seen:
         objective = self.objectives[number]
         batch = batch.to(self.model.device)
         if objective.miner is not None:
@@ -114,38 +136,49 @@ class Engine:
             fields = {**batch.extras, **self.model(batch, objective.wants)}
         first = next(i for i, (o, _) in enumerate(self.terms) if o is objective)
         parts: list[tuple[int, Tensor, float]] = []
+        own: dict[str, float] = {}
         later = False
         for i, term in enumerate(objective.terms, start=first):
             mean, own_count = term(fields)
             count = batch.groups if own_count is None else own_count
             later |= own_count is not None
             parts.append((i, mean * count, term.weight_at(step, self.steps)))
-            sums[i] += float(mean.detach()) * count
+            own[term.tag] = float(mean.detach())
+            sums[i] += own[term.tag] * count if count else 0
             counts[i] += count
         if later:
             held.append(_Held(parts))
         else:
             loss = torch.stack([weight * total for _, total, weight in parts]).sum() / totals[number]
             self.scaler.scale(loss).backward()
+        return Seen.of(batch, objective.name, own)
 
     def _autocast(self) -> AbstractContextManager[object]:
         return nullcontext() if self.dtype is None else torch.autocast(self.model.device.type, self.dtype)
 
     def _apply(self, step: int) -> float:
-        """Sum gradients over ranks, clip, set the rate of this update, step."""
+        """Sum gradients over ranks, clip, set the rate of this update, step. Returns the norm before clipping."""
         parameters = self.parameters
         self.ranks.sum_gradients(parameters)
         self.scaler.unscale_(self.optimizer)
         given = [p for p in parameters if p.grad is not None]
         norm = nn.utils.get_total_norm([p.grad for p in given if p.grad is not None])
+        if not self.scaler.is_enabled() and not norm.isfinite():
+            return float(norm)
         if self.options.clip >= 0:
             nn.utils.clip_grads_with_norm_(given, self.options.clip, norm)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(step + 1, self.options.lr, self.options.warmup, self.steps)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
         return float(norm)
+
+    def _live_buffers(self) -> list[Tensor]:
+        return [*self.model.buffers(), *self.modules.buffers()]
+
+    def _buffers(self) -> list[Tensor]:
+        """Copies of what the forward pass may change: running means, thresholds."""
+        return [buffer.clone() for buffer in self._live_buffers()]
 
     def _log(self, step: int, sums: Tensor, counts: Tensor) -> dict[str, float]:
         """Means by tag; terms under one tag are averaged, the total is weighted as the gradients were."""

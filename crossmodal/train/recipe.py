@@ -142,6 +142,9 @@ class Recipe(Strict):
     optimizer: OptimizerSpec = OptimizerSpec()
     validation: ValidateSpec | None = None
     keep: int = Field(2, ge=1, description="how many of the latest checkpoints stay beside the best")
+    save_every: int | None = Field(None, ge=1, description="updates between checkpoints, beside each validation's")
+    max_skipped: int = Field(10, ge=0, description="updates that may be skipped, over the run, for a loss or gradient "
+                             "that is not finite")  # fmt: skip
     log_every: int = Field(10, ge=1)
     workers: int = Field(0, ge=0, description="processes that read and collate")
     token_budget: int = Field(16384, ge=1, description="tokens scored at once in validation")

@@ -1,46 +1,47 @@
-"""The training loop: set up, train, validate, save; the same for every system (DESIGN.md section 6)."""
+"""The training loop: set up, train, save, validate; the same for every system (DESIGN.md section 6)."""
 
 from __future__ import annotations
 
-import json
 import logging
-import platform
 import random
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from tqdm import tqdm
 
-from crossmodal import __version__
+from crossmodal.data.batches import Batch
 from crossmodal.data.corpus import Corpus
 from crossmodal.data.datasets import DATASETS
 from crossmodal.data.samplers import GlobalOrder, stable_hash
-from crossmodal.errors import ConfigError
+from crossmodal.errors import CheckpointError, ConfigError
 from crossmodal.evaluate.retrieval import fixed_gallery_recall, score_corpus
-from crossmodal.files import write_whole
-from crossmodal.model.checkpoints import load_weights
+from crossmodal.model.checkpoints import load_state, read_state
 
 from . import checkpoints
 from .distributed import OneProcess
 from .engine import Engine
-from .loader import StreamLoader
-from .metrics import MetricsLog
+from .interrupts import Interrupted, Interrupts
+from .loader import StreamLoader, WorkerLost
+from .metrics import VALID, MetricsLog
 from .objectives import build_objectives
 from .optim import build_optimizer, parameter_groups
 from .recipe import Recipe
+from .run_folder import RunFolder
 from .setup import build_model, open_data, plan_model
+from .strikes import Strikes
 
 log = logging.getLogger("crossmodal")
 
 
 class Trainer:
-    """Trains one recipe into a run folder:
+    """Trains one recipe into a run folder (`RunFolder` says what that holds).
 
-    recipe.yaml, versions.json, metrics.jsonl, tensorboard/, checkpoints/step_N (the last `keep`), best, last.
+    At a step that is due, the step's checkpoint is written first, then the model is validated, then `best` and
+    the metrics are written: whatever ends the process in between, `resume` loses no training and gives the same
+    run bit for bit. With `signals`, SIGTERM and SIGINT end `train` with Interrupted when the step is saved; under
+    several ranks they do what they do elsewhere.
     """
 
     def __init__(
@@ -51,14 +52,17 @@ class Trainer:
         *,
         resume: bool = False,
         progress: bool = True,
+        signals: bool = True,
     ) -> None:
         self.recipe, self.output, self.ranks, self.progress = recipe, output, ranks or OneProcess(), progress
         self.device = _device(self.ranks)
+        self.folder = RunFolder(output, self.ranks)
         if not resume:
-            self._refuse_used_output()
+            self.folder.refuse_used()
         _seed(recipe.seed)
         self.objectives, modules = build_objectives(recipe, plan_model(recipe.model))
         modules.to(self.device)
+        found = self.folder.latest(recipe) if resume else None
         self._corpora: dict[str, Corpus] = {}
         self.model = build_model(recipe.model, lambda: self.corpus(recipe.streams[0].data.use)).to(self.device).train()
         groups = parameter_groups(
@@ -73,13 +77,19 @@ class Trainer:
             self.model, self.objectives, optimizer, recipe.optimizer, steps=recipe.steps,
             precision=recipe.precision, ranks=self.ranks, modules=modules,
         )  # fmt: skip
-        self.step, self.best = 0, -1.0
+        self.step, self.best, skipped = 0, -1.0, 0
         # Dropout differs between ranks; with dropout 0 nothing below draws from the global generators.
         _seed(stable_hash((recipe.seed, self.ranks.rank)) % 2**32)
-        if resume:
-            self._restore()
-        self._prepare_output()
+        if found is not None:
+            self._restore(*found)
+            self.best, skipped = checkpoints.best_value(output, self.step), found[1].get("skipped", 0)
+        self._saved = self.step
+        self.folder.prepare(recipe)
         self.metrics = MetricsLog(output, step=self.step, enabled=self.ranks.rank == 0)
+        self.strikes = Strikes(output, recipe.max_skipped, self.ranks, step=self.step, count=skipped)
+        self.interrupts = Interrupts(
+            f"go on with {self.folder.resume_command}", enabled=signals and self.ranks.size == 1
+        )
 
     def corpus(self, name: str) -> Corpus:
         """A corpus of the recipe, opened once."""
@@ -88,40 +98,142 @@ class Trainer:
         return self._corpora[name]
 
     def train(self) -> dict[str, float]:
-        """Run to the last step. Returns the last validation's metrics, or nothing without validation."""
-        loaders = self._loaders()
-        metrics: dict[str, float] = {}
-        hidden = self.ranks.rank > 0 or not self.progress
-        with tqdm(
-            total=self.recipe.steps, initial=self.step, desc=self.recipe.name, unit="step", disable=hidden
-        ) as bar:
-            while self.step < self.recipe.steps:
-                drawn = drawn_stream(self.recipe, self.step)
-                batches = [loader.next() if drawn in (None, i) else [] for i, loader in enumerate(loaders)]
-                logged = self.engine.update(self.step, batches)
-                self.step += 1
-                bar.update()
-                if self.step % self.recipe.log_every == 0 or self.step == self.recipe.steps:
-                    bar.set_postfix(loss=f"{logged['loss']:.4f}")
-                    self.metrics.write(self.step, {f"train/{k}": v for k, v in logged.items()})
-                if self._due():
-                    metrics = self.validate()
-                    self._save(metrics)
+        """Run to the last step. Returns the last validation's metrics, or nothing without validation.
+
+        Raises Interrupted after a signal, TrainingError where too many steps were skipped.
+        """
+        loaders = self._loaders() if self.step < self.recipe.steps else []
+        with self.interrupts:
+            try:
+                metrics = self._all_steps(loaders)
+                self._write_last()
+                self.interrupts.stop_if_asked()
+            except Interrupted as end:
+                log.warning("%s", end)
+                raise
+            finally:
+                for loader in loaders:
+                    loader.close()
         return metrics
 
     def validate(self) -> dict[str, float]:
-        """Metrics on the validation corpus, the mean of both directions among them."""
+        """Metrics on the validation corpus, the mean of both directions among them; nothing without one."""
         options = self.recipe.validation
         if options is None:
             return {}
         corpus = self.corpus(options.data)
         if options.gallery is not None:
-            metrics = fixed_gallery_recall(self.model, corpus, options.gallery, tokens=self.recipe.token_budget)
-        else:
-            scored = score_corpus(self.model, corpus, tokens=self.recipe.token_budget, ranks=self.ranks)
-            metrics = scored.metrics()
-        self.metrics.write(self.step, {f"valid/{k}": v for k, v in metrics.items()})
+            return fixed_gallery_recall(self.model, corpus, options.gallery, tokens=self.recipe.token_budget)
+        return score_corpus(self.model, corpus, tokens=self.recipe.token_budget, ranks=self.ranks).metrics()
+
+    def _all_steps(self, loaders: list[StreamLoader]) -> dict[str, float]:
+        metrics = self._resumed_validation()
+        hidden = self.ranks.rank > 0 or not self.progress
+        with tqdm(
+            total=self.recipe.steps, initial=self.step, desc=self.recipe.name, unit="step", disable=hidden
+        ) as bar:
+            while self.step < self.recipe.steps:
+                self._one_step(self._batches(loaders), bar)
+                if self._due(self.recipe.save_every) or self._validation_due() or self.interrupts.asked:
+                    self._save()
+                self.interrupts.stop_if_asked()
+                if self._validation_due():
+                    metrics = self._validated()
         return metrics
+
+    def _batches(self, loaders: list[StreamLoader]) -> list[list[Batch]]:
+        drawn = drawn_stream(self.recipe, self.step)
+        try:
+            return [loader.next() if drawn in (None, i) else [] for i, loader in enumerate(loaders)]
+        except WorkerLost:
+            if self.interrupts.asked and self._saved < self.step:  # the signal reached the workers too
+                self._save()
+            self.interrupts.stop_if_asked()
+            raise
+
+    def _one_step(self, batches: list[list[Batch]], bar: tqdm[Any]) -> None:
+        logged = self.engine.update(self.step, batches)
+        self.step += 1
+        bar.update()
+        if self.engine.skipped is not None:
+            self.strikes.add(self.step, self.engine.skipped)
+            logged["skipped"] = self.strikes.count
+        if self._due(self.recipe.log_every) or self.engine.skipped is not None:
+            bar.set_postfix(loss=f"{logged['loss']:.4f}")
+            self.metrics.write(self.step, {f"train/{k}": v for k, v in logged.items()})
+
+    def _due(self, every: int | None) -> bool:
+        return every is not None and (self.step % every == 0 or self.step == self.recipe.steps)
+
+    def _validation_due(self) -> bool:
+        return self._due(self.recipe.validation.every if self.recipe.validation else self.recipe.steps)
+
+    def _resumed_validation(self) -> dict[str, float]:
+        """The metrics at the step that was resumed: validation may have been cut off, or a finished run may go on."""
+        if not self.step or not self._validation_due():
+            return {}
+        written = self.ranks.broadcast_object(self.metrics.validation(self.step))
+        return written or self._validated()
+
+    def _validated(self) -> dict[str, float]:
+        """Validate; write the best checkpoint, then the rows by which a resumed run knows that this was done."""
+        with self.interrupts.at_once():
+            metrics = self.validate()
+        name = next((name for name in ("r_mean", "recall_1") if name in metrics), None)
+        value = metrics[name] if name else 0.0
+        if self.ranks.rank == 0 and (value > self.best or name is None):
+            best = {"step": self.step, "metric": name, "value": value}
+            checkpoints.write(self.output / "best", self.model, best=best)
+        self.best = max(value, self.best)
+        self.metrics.write(self.step, {f"{VALID}{k}": v for k, v in metrics.items()})
+        self.ranks.barrier()
+        return metrics
+
+    def _save(self) -> None:
+        """Write the step's checkpoint: all that a resumed run needs."""
+        states = self.ranks.gather_objects(checkpoints.random_state())
+        if self.ranks.rank == 0:
+            training = {
+                "step": self.step, "skipped": self.strikes.count, "optimizer": self.engine.optimizer.state_dict(),
+                "scaler": self.engine.scaler.state_dict(), "losses": self.engine.modules.state_dict(),
+                "random": states, "ranks": self.ranks.size,
+            }  # fmt: skip
+            self.metrics.sync()
+            checkpoints.write(self.output / "checkpoints" / f"step_{self.step}", self.model, training)
+            checkpoints.drop_old(self.output, self.recipe.keep)
+        self._saved = self.step
+        self.ranks.barrier()
+
+    def _write_last(self) -> None:
+        if self.ranks.rank == 0:
+            last, step = self.output / "last", self.output / "checkpoints" / f"step_{self.step}"
+            if not checkpoints.same_weights(last, step):
+                checkpoints.write(last, self.model)
+        self.ranks.barrier()
+
+    def _restore(self, folder: Path, state: checkpoints.State) -> None:
+        if state["step"] > self.recipe.steps:
+            raise ConfigError(
+                f"{folder} is at step {state['step']}, the recipe has {self.recipe.steps} steps; raise steps to go on"
+            )
+        load_state(self.model, read_state(folder), where=folder)
+        groups = self.engine.optimizer.param_groups
+        options = [{k: group[k] for k in ("betas", "weight_decay")} for group in groups]  # the recipe's, not the saved
+        try:
+            self.engine.optimizer.load_state_dict(state["optimizer"])
+            for group, own in zip(self.engine.optimizer.param_groups, options, strict=True):
+                group.update(own)
+            self.engine.scaler.load_state_dict(state["scaler"])
+            self.engine.modules.load_state_dict(state["losses"])
+        except (ValueError, RuntimeError, KeyError) as error:
+            raise CheckpointError(
+                f"{folder} was trained with another optimizer, precision or losses ({' '.join(str(error).split())}); "
+                "resume with the recipe of the run"
+            ) from None
+        self.step = state["step"]
+        if state["ranks"] == self.ranks.size:
+            checkpoints.set_random_state(state["random"][self.ranks.rank])
+        log.info("resumed from %s at step %d of %d", folder, self.step, self.recipe.steps)
 
     def _loaders(self) -> list[StreamLoader]:
         recipe, pin = self.recipe, self.device.type == "cuda"
@@ -145,58 +257,6 @@ class Trainer:
             )
         return loaders
 
-    def _due(self) -> bool:
-        every = self.recipe.validation.every if self.recipe.validation else self.recipe.steps
-        return self.step % every == 0 or self.step == self.recipe.steps
-
-    def _save(self, metrics: Mapping[str, float]) -> None:
-        value = metrics.get("r_mean", metrics.get("recall_1", 0.0))
-        improved = value > self.best
-        self.best = max(value, self.best)
-        states = self.ranks.gather_objects(checkpoints.random_state())
-        if self.ranks.rank == 0:
-            training = {
-                "step": self.step, "best": self.best, "optimizer": self.engine.optimizer.state_dict(),
-                "scaler": self.engine.scaler.state_dict(), "losses": self.engine.modules.state_dict(),
-                "random": states, "ranks": self.ranks.size,
-            }  # fmt: skip
-            # The step's checkpoint comes last: a run that is cut off before it writes the others again.
-            if improved:
-                checkpoints.write(self.output / "best", self.model)
-            if self.step == self.recipe.steps:
-                checkpoints.write(self.output / "last", self.model)
-            checkpoints.write(self.output / "checkpoints" / f"step_{self.step}", self.model, training)
-            checkpoints.drop_old(self.output, self.recipe.keep)
-        self.ranks.barrier()
-
-    def _restore(self) -> None:
-        folder, state = checkpoints.read_training(self.output)
-        load_weights(self.model, folder, "crossmodal")
-        self.engine.optimizer.load_state_dict(state["optimizer"])
-        self.engine.scaler.load_state_dict(state["scaler"])
-        self.engine.modules.load_state_dict(state["losses"])
-        self.step, self.best = state["step"], state["best"]
-        if state["ranks"] == self.ranks.size:
-            checkpoints.set_random_state(state["random"][self.ranks.rank])
-        log.info("resumed from %s at step %d of %d", folder, self.step, self.recipe.steps)
-
-    def _refuse_used_output(self) -> None:
-        used = self.output.exists() and (not self.output.is_dir() or any(self.output.iterdir()))
-        if self.ranks.broadcast_object(used):  # what rank 0 saw: it alone writes there
-            raise ConfigError(
-                f"the output folder {self.output} is not empty; choose another, or add --resume to go on with its run"
-            )
-
-    def _prepare_output(self) -> None:
-        if self.ranks.rank == 0:
-            self.output.mkdir(parents=True, exist_ok=True)
-            recipe = yaml.safe_dump(self.recipe.model_dump(mode="json", exclude_none=True), sort_keys=False)
-            write_whole(self.output / "recipe.yaml", lambda path: path.write_text(recipe))
-            versions = {"crossmodal": __version__, "torch": torch.__version__, "numpy": np.__version__,
-                        "python": platform.python_version(), "ranks": self.ranks.size}  # fmt: skip
-            write_whole(self.output / "versions.json", lambda path: path.write_text(json.dumps(versions, indent=2)))
-        self.ranks.barrier()
-
 
 def drawn_stream(recipe: Recipe, step: int) -> int | None:
     """The stream that a step of a mixed recipe takes, by ratio from (seed, step); None: the step takes all."""
@@ -204,14 +264,6 @@ def drawn_stream(recipe: Recipe, step: int) -> int | None:
     if not weights:
         return None
     return random.Random(stable_hash((recipe.seed, "streams", step))).choices(range(len(weights)), weights)[0]
-
-
-def new_run_folder(kind: str = "run") -> Path:
-    """The next numbered folder under runs/."""
-    root = Path("runs")
-    root.mkdir(exist_ok=True)
-    taken = [int(p.name.rpartition("_")[2]) for p in root.glob(f"{kind}_*") if p.name.rpartition("_")[2].isdigit()]
-    return root / f"{kind}_{max(taken, default=0) + 1:03d}"
 
 
 def _device(ranks: OneProcess) -> torch.device:

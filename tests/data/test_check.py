@@ -3,14 +3,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import lmdb
 import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from crossmodal.commands.data import app
 from crossmodal.data.check import check
+from crossmodal.data.environments import close
 from crossmodal.data.items import TextItem
-from crossmodal.data.region_records import pack
+from crossmodal.data.region_records import pack, unpack
 from crossmodal.data.region_writer import write_region_db
 from crossmodal.data.regions import open_regions
 from crossmodal.errors import DataError
@@ -131,8 +133,64 @@ def test_conversion_command(tmp_path: Path) -> None:
         "--num-bb",
         "12",
     ]
-    result = CliRunner().invoke(app, [*arguments, "--from", "npz", "--compress"])
+    result = CliRunner().invoke(app, [*arguments, "--from", "npz", "--flavour", "npz"])
     assert result.exit_code == 0, result.output
     assert "1 images, 12 to 12 boxes each, 8 numbers a box" in result.output
     assert open_regions(tmp_path / "db", conf_th=-1, num_bb=12).ids == ["a.npz"]
     assert CliRunner().invoke(app, ["check", str(tmp_path / "db"), "--conf-th", "-1", "--num-bb", "12"]).exit_code == 0
+
+
+def flip_a_bit(folder: Path, image: str, at: int) -> None:
+    with lmdb.open(str(folder), map_size=1 << 24) as env, env.begin(write=True) as txn:
+        value = bytearray(txn.get(image.encode()))
+        value[at] ^= 4
+        txn.put(image.encode(), bytes(value))
+
+
+@pytest.mark.parametrize("array", ["norm_bb", "features", "conf", "soft_labels"])
+def test_a_flipped_bit_of_a_raw_database_is_named(tmp_path: Path, array: str) -> None:
+    """In every array, also in those that models don't read."""
+    records = [(f"{name}.npz", whole(seed)) for seed, name in enumerate("abc")]
+    folder = write_region_db(records, tmp_path, flavour="raw", min_bb=12)
+    assert CliRunner().invoke(app, ["check", str(folder)]).exit_code == 0
+    value = memoryview(pack(whole(1), "raw"))
+    close(folder)
+    begin = unpack(value, [array])[array].__array_interface__["data"][0]
+    flip_a_bit(folder, "b.npz", begin - np.frombuffer(value, np.uint8).__array_interface__["data"][0] + 1)
+    result = CliRunner().invoke(app, ["check", str(folder)])
+    assert result.exit_code == 1
+    assert f"problem: 1 unreadable images: The record of b.npz in {folder} is damaged (its checksum" in result.output
+
+
+def test_a_flipped_bit_of_labels_in_an_npz_database_is_named(tmp_path: Path) -> None:
+    """The zip inside has a checksum an array, which is only seen by reading it."""
+    folder = write_region_db([("a.npz", whole()), ("b.npz", whole(1))], tmp_path, flavour="npz", min_bb=12)
+    value = pack(whole(1), "npz")
+    flip_a_bit(folder, "b.npz", value.index(b"soft_labels.npy") + 60)
+    result = CliRunner().invoke(app, ["check", str(folder)])
+    assert result.exit_code == 1 and "The record of b.npz" in result.output
+
+
+def test_which_flavour_is_checked(tmp_path: Path) -> None:
+    for flavour in ("raw", "npz"):
+        folder = write_region_db([("a.npz", whole())], tmp_path, flavour=flavour, min_bb=12)
+    flip_a_bit(folder, "a.npz", 80)
+    arguments = ["check", str(tmp_path), "--min-bb", "12"]
+    assert CliRunner().invoke(app, arguments).exit_code == 0
+    assert CliRunner().invoke(app, [*arguments, "--flavour", "raw"]).exit_code == 0
+    assert CliRunner().invoke(app, [*arguments, "--flavour", "npz"]).exit_code == 1
+
+
+def test_a_damaged_first_image_does_not_end_the_check(tmp_path: Path) -> None:
+    values = {"a.npz": pack(whole())[:-9], "b.npz": pack(whole()), "c.npz": pack(detections(boxes=12, width=9))}
+    report = check(None, open_regions(write_lmdb(tmp_path / "feat_numbb12", values)))
+    assert report.images == 3 and list(report.problems) == [
+        "unreadable images",
+        "images with features of another width",
+    ]
+    report = check(None, open_regions(write_lmdb(tmp_path / "mine", values)))  # box counts need every image
+    assert list(report.problems) == [
+        "unusable box counts",
+        "unreadable images",
+        "images with features of another width",
+    ]

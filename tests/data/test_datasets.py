@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -281,3 +282,17 @@ def test_the_published_wrong_index_counts_from_the_last_caption_of_the_pool(
         assert row == expected + [-1] * (index.shape[1] - len(expected))
     with pytest.raises(ConfigError, match="one pool at a time"):
         pools.batch([3, 4], 0)
+
+
+def test_what_does_not_join_is_named(corpus: Corpus, tmp_path: Path) -> None:
+    texts = corpus.parts[0].texts
+    write_region_db(records(0, 7), tmp_path)
+    missing = "7.npz, 8.npz, 9.npz"
+    with pytest.raises(DataError, match=rf"5 of 12 images named by the captions in .*texts_0 .* \(first: {missing}\)"):
+        open_corpus([str(texts.path)], [str(tmp_path)])
+
+
+def test_a_corpus_without_captions_is_refused(corpus: Corpus) -> None:
+    texts, regions = corpus.parts[0].texts, corpus.parts[0].regions
+    with pytest.raises(DataError, match=r"no caption of .*texts_0 can be used \(the shortest has \d+ word pieces"):
+        open_corpus([str(texts.path)], [str(regions.path.parent)], max_text=0)

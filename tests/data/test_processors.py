@@ -148,3 +148,23 @@ def test_a_processor_without_a_tokenizer_comes_back_without(processor: UniterPro
 def test_a_folder_without_a_processor_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"holds no processor\.json"):
         UniterProcessor.load(tmp_path)
+
+
+def test_a_caption_without_words_is_refused_by_name(processor: UniterProcessor) -> None:
+    for empty in ("", " ", "\u200d"):
+        with pytest.raises(DataError, match="has no word that the tokenizer knows"):
+            processor("text", ["a red ball", empty])
+
+
+def test_word_pieces_outside_the_vocabulary_are_refused_by_name(processor: UniterProcessor) -> None:
+    for pieces in ((5, processor.v_range[1]), (-1, 5)):
+        with pytest.raises(DataError, match=rf"caption odd holds word pieces from {min(pieces)} to {max(pieces)}"):
+            processor.words(TextItem("odd", pieces, tokenizer=processor.identity))
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"v_range": 5}', '{"v_range": [1, 2], "odd": 3}'])
+def test_a_damaged_processor_is_refused_by_name(processor: UniterProcessor, tmp_path: Path, content: str) -> None:
+    processor.save(tmp_path)
+    (tmp_path / "processor.json").write_text(content)
+    with pytest.raises(CheckpointError, match=r"processor\.json cannot be read"):
+        UniterProcessor.load(tmp_path)

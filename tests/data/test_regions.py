@@ -18,13 +18,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from crossmodal.data import region_raw
 from crossmodal.data.environments import close, environment
 from crossmodal.data.region_db import BoxRule
-from crossmodal.data.region_names import counts_name, database_name
+from crossmodal.data.region_names import ENDINGS, counts_name, database_name
+from crossmodal.data.region_raw import MAGIC, SCHEMA
 from crossmodal.data.region_records import BadRecord, pack, unpack
 from crossmodal.data.region_writer import write_region_db
 from crossmodal.data.regions import open_regions
-from crossmodal.errors import DataError
+from crossmodal.errors import ConfigError, DataError
 
 Record = dict[str, np.ndarray]
 REAL = Path(__file__).parents[2].parent / "shared" / "data" / "bua_features" / "train2014_obj36.tsv"
@@ -43,13 +45,18 @@ def detections(seed: int = 0, boxes: int = 20, width: int = 8) -> Record:
     }
 
 
-def write_lmdb(folder: Path, values: dict[str, bytes], keys: bool = True) -> Path:
+def write_lmdb(folder: Path, values: dict[str, bytes], keys: bool = True, seal: bool | None = None) -> Path:
+    """seal: whether the schema of the raw flavour is there; None tells by the values."""
+    sealed = any(value[:4] == MAGIC for value in values.values()) if seal is None else seal
     folder.mkdir(parents=True)
     with lmdb.open(str(folder), map_size=1 << 26) as env, env.begin(write=True) as txn:
         for name, value in values.items():
             txn.put(name.encode(), value)
         if keys:
-            txn.put(b"__keys__", json.dumps(list(values)).encode())
+            listed = json.dumps(list(values)).encode()
+            txn.put(b"__keys__", listed)
+            if sealed:
+                txn.put(SCHEMA, region_raw.seal(listed))
     return folder
 
 
@@ -96,17 +103,17 @@ def test_threshold_is_strict_and_confidences_optional() -> None:
 
 def test_names_are_printed_as_python_does() -> None:
     assert database_name(BoxRule(0.20, 100, 10)) == "feat_th0.2_max100_min10"
-    assert database_name(BoxRule(-1, num_bb=36), compressed=True) == "feat_numbb36_compressed"
+    assert database_name(BoxRule(-1, num_bb=36), "npz") == "feat_numbb36_compressed"
+    assert database_name(BoxRule(-1, num_bb=36), "raw") == "feat_numbb36_raw"
     assert counts_name(BoxRule(0.3, 50, 5)) == "nbb_th0.3_max50_min5.json"
     assert counts_name(BoxRule(-1)) == "nbb_numbb36.json"
 
 
-@pytest.mark.parametrize("compress", [False, True])
-def test_every_way_to_name_a_database(tmp_path: Path, compress: bool) -> None:
+@pytest.mark.parametrize(("flavour", "ending"), ENDINGS.items())
+def test_every_way_to_name_a_database(tmp_path: Path, flavour: str, ending: str) -> None:
     record = detections()
     confident = int((record["conf"] > 0.2).sum())
-    ending = "_compressed" if compress else ""
-    value = {"a.npz": pack(record, compress=compress)}
+    value = {"a.npz": pack(record, flavour)}
     write_lmdb(tmp_path / f"all{ending}", value)
     write_lmdb(tmp_path / f"feat_numbb7{ending}", value)
     assert open_regions(tmp_path).lengths == {"a.npz": max(10, confident)}
@@ -115,7 +122,7 @@ def test_every_way_to_name_a_database(tmp_path: Path, compress: bool) -> None:
     assert fixed.lengths == {"a.npz": 7} and len(fixed["a.npz"]) == 7
     (tmp_path / "nbb.json").write_text('{"a.npz": 3}')
     # `nbb.json` goes with `all` alone: `all_compressed` is counted from its confidences
-    assert open_regions(tmp_path).lengths == {"a.npz": max(10, confident) if compress else 3}
+    assert open_regions(tmp_path).lengths == {"a.npz": max(10, confident) if flavour == "npz" else 3}
     write_lmdb(tmp_path / f"feat_th0.2_max100_min10{ending}", value)
     (tmp_path / "nbb_th0.2_max100_min10.json").write_text('{"a.npz": 5}')
     assert open_regions(tmp_path).lengths == {"a.npz": 5}
@@ -137,12 +144,30 @@ def test_whole_thresholds_have_two_spellings(tmp_path: Path) -> None:
     assert open_regions(tmp_path, conf_th=0).lengths == {"a.npz": 11}
 
 
-def test_both_flavours_side_by_side(tmp_path: Path) -> None:
-    for compress, seed in ((False, 1), (True, 2)):
-        write_region_db([("a.npz", detections(seed))], tmp_path, compress=compress)
-    for compressed, seed in ((False, 1), (True, 2)):
-        ours = open_regions(tmp_path, compressed=compressed)["a.npz"].features
-        assert np.array_equal(ours, detections(seed)["features"][: len(ours)])
+def test_all_flavours_side_by_side(tmp_path: Path) -> None:
+    """Which one is read, asked for by its name or in the published options' words."""
+    seeds = {"msgpack": 1, "npz": 2, "raw": 3}
+    asked: list[tuple[dict[str, Any], list[str]]] = [
+        ({}, ["raw", "msgpack", "npz"]),
+        ({"compressed": None}, ["raw", "msgpack", "npz"]),
+        ({"compressed": False}, ["msgpack", "raw"]),
+        ({"compressed": True}, ["npz"]),
+        *(({"flavour": flavour, "compressed": True}, [flavour]) for flavour in seeds),
+    ]
+    for there in (seeds, ["msgpack", "npz"], ["npz", "raw"], ["npz"]):
+        folder = tmp_path / "_".join(there)
+        for flavour in there:
+            write_region_db([("a.npz", detections(seeds[flavour]))], folder, flavour=flavour, min_bb=20)
+        for options, order in asked:
+            found = next((flavour for flavour in order if flavour in there), None)
+            if found is None:
+                with pytest.raises(DataError, match="no database for these options"):
+                    open_regions(folder, min_bb=20, **options)
+            else:
+                ours = open_regions(folder, min_bb=20, **options)["a.npz"].features
+                assert np.array_equal(ours, detections(seeds[found])["features"])
+    with pytest.raises(ConfigError, match="'zip' is no flavour of image databases; choose one of raw, msgpack, npz"):
+        open_regions(tmp_path / "npz", flavour="zip")
 
 
 def test_error_names_the_databases_there(tmp_path: Path) -> None:
@@ -154,6 +179,16 @@ def test_error_names_the_databases_there(tmp_path: Path) -> None:
         open_regions(tmp_path, conf_th=0.3)
     with pytest.raises(DataError, match="feat_numbb36"):
         open_regions(tmp_path, conf_th=-1)
+    write_region_db([("a.npz", detections())], tmp_path, flavour="raw", conf_th=-1, num_bb=20)
+    (tmp_path / "all_raw.partial").mkdir()
+    shutil.copy(tmp_path / "feat_numbb20_raw" / "data.mdb", tmp_path / "all_raw.partial")
+    with pytest.raises(DataError) as raised:
+        open_regions(tmp_path, conf_th=-1, compressed=True)
+    assert "looked for feat_numbb36_compressed)" in str(raised.value)
+    assert "feat_numbb20_raw (conf_th=-1, num_bb=20, compressed unset)" in str(raised.value)
+    assert "all_raw.partial (half-built)" in str(raised.value)
+    with pytest.raises(DataError, match=r"all_raw\.partial is half-built; repeat the command that was writing it"):
+        open_regions(tmp_path / "all_raw.partial")
     with pytest.raises(DataError, match="does not exist"):
         open_regions(tmp_path / "nowhere")
     with pytest.raises(DataError, match="no LMDB folder"):
@@ -212,16 +247,16 @@ def test_zero_dimensional_leftovers_are_ignored(tmp_path: Path) -> None:
         ),
         max_size=20,
     ),
-    compress=st.booleans(),
+    flavour=st.sampled_from(["msgpack", "npz"]),
 )
-def test_pack_round_trip(arrays: Record, compress: bool) -> None:
-    value = pack(arrays, compress=compress)
+def test_pack_round_trip(arrays: Record, flavour: str) -> None:
+    value = pack(arrays, flavour)
     back = unpack(value)
     assert list(back) == list(arrays)
     for name, array in arrays.items():
         assert back[name].dtype == array.dtype
         np.testing.assert_array_equal(back[name], array)
-    assert pack(back, compress=compress) == value
+    assert pack(back, flavour) == value
 
 
 @settings(deadline=None, max_examples=200)
@@ -231,11 +266,11 @@ def test_arbitrary_bytes_are_read_or_refused(value: bytes) -> None:
         unpack(value)
 
 
-@pytest.mark.parametrize("compress", [False, True])
+@pytest.mark.parametrize("flavour", list(ENDINGS))
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.99])
-def test_truncated_value_names_key_and_path(tmp_path: Path, compress: bool, share: float) -> None:
-    value = pack(detections(), compress=compress)
-    folder = write_lmdb(tmp_path / "feat_numbb5", {"bad.npz": value[: int(share * len(value))]})
+def test_truncated_value_names_key_and_path(tmp_path: Path, flavour: str, share: float) -> None:
+    value = pack(detections(), flavour)
+    folder = write_lmdb(tmp_path / "feat_numbb5", {"bad.npz": value[: int(share * len(value))]}, seal=flavour == "raw")
     with pytest.raises(DataError, match=r"bad\.npz in .*feat_numbb5"):
         _ = open_regions(folder)["bad.npz"]
 

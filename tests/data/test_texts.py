@@ -164,3 +164,32 @@ def test_a_rebuilt_database_is_read_anew(tmp_path: Path) -> None:
     changed = records()
     changed["7"]["sent"] = "a green cube"
     assert TextDB(write(tmp_path / "x.db", changed))["7"].sentence == "a green cube"
+
+
+def test_a_flipped_bit_in_our_own_frame_is_found() -> None:
+    value = encode_record({"id": "1", "sent": "a red cube", "input_ids": [10, 11, 12], "img_fname": "a.npz"})
+    for at in range(len(value)):
+        for bit in range(8):
+            damaged = value[:at] + bytes([value[at] ^ 1 << bit]) + value[at + 1 :]
+            with pytest.raises((ValueError, RuntimeError)):
+                decode_record(damaged)
+
+
+def test_frames_of_the_published_converters_are_read() -> None:
+    import lz4.frame
+    import msgpack
+
+    record = {"input_ids": [10, 11], "img_fname": "a.npz"}
+    assert decode_record(lz4.frame.compress(msgpack.dumps(record, use_bin_type=True))) == record
+
+
+def test_what_follows_a_frame_is_refused() -> None:
+    with pytest.raises(ValueError, match="3 bytes follow its frame"):
+        decode_record(encode_record({"a": 1}) + b"abc")
+
+
+def test_ids_that_lmdb_cannot_look_up(tmp_path: Path) -> None:
+    db = TextDB(write(tmp_path / "x.db", records()))
+    for id in ("", "\ud800"):
+        with pytest.raises(DataError, match="cannot be looked up in"):
+            db[id]

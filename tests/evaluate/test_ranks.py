@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import doctest
 import math
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import numpy as np
@@ -13,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crossmodal.errors import ConfigError, DataError
+from crossmodal.evaluate import blocks as blocks_module
 from crossmodal.evaluate import ranks as ranks_module
 from crossmodal.evaluate.positives import columns_from_lists, image_columns
 from crossmodal.evaluate.ranks import Ranks, ranks, ranks_from_lists
@@ -85,12 +88,66 @@ def test_every_way_to_hand_in_scores_gives_the_same_ranks(dtype: torch.dtype, mo
         yield from scores.split(7)
 
     _assert_equal(whole, ranks(once(), image_of))
-    monkeypatch.setattr(ranks_module, "_CHUNK", 25)  # two rows at a time
+    monkeypatch.setattr(blocks_module, "_CHUNK", 25)  # two rows at a time
     _assert_equal(whole, ranks(scores, image_of))
     if dtype != torch.bfloat16:
         read_only = scores.numpy().copy()
         read_only.flags.writeable = False
         _assert_equal(whole, ranks(read_only, image_of.numpy()))
+
+
+def test_blocks_of_different_types_are_compared_exactly() -> None:
+    scores = torch.tensor([[1.0, 0.5], [1.0 + 2**-40, 0.0]], dtype=torch.float64)
+    blocks = [scores[:1].half(), scores[1:]]
+    for way in (blocks, iter(blocks)):
+        found = ranks(way, [1, 0], ties="pessimistic")
+        assert (found.image.tolist(), found.text.tolist()) == ([1, 0], [0, 0])
+    assert ranks(blocks, [0, 1], ties="pessimistic").text.tolist() == [1, 1]
+
+
+def test_infinities_of_both_signs_are_scores() -> None:
+    found = ranks(torch.tensor([[math.inf, -math.inf], [0.0, -math.inf]]), [0, 1], ties="pessimistic")
+    assert (found.image.tolist(), found.text.tolist()) == ([0, 1], [0, 1])
+
+
+class Read:
+    """Blocks that differ from one reading to the next."""
+
+    def __init__(self, *readings: list[torch.Tensor]) -> None:
+        self.readings = iter(readings)
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        return iter(next(self.readings))
+
+
+def test_scores_that_change_between_readings_are_refused() -> None:
+    other = HAND.clone()
+    other[2, 1] = 0.25
+    with pytest.raises(DataError, match=r"caption 2 with image 1 was 0\.4\d* at first and 0\.25 when read again"):
+        ranks(Read([HAND[:2], HAND[2:]], [other]), IMAGE_OF)
+    for again in ([HAND[:3]], [], [HAND, HAND]):
+        with pytest.raises(DataError, match=f"5 rows of scores at first and {sum(map(len, again))} when read again"):
+            ranks(Read([HAND], again), IMAGE_OF)
+    assert ranks(Read([HAND], [HAND[:1], HAND[1:]]), IMAGE_OF).image.tolist() == [0, 1.5, 2, 0.5, 1]
+
+
+def test_a_generator_is_not_held_in_memory() -> None:
+    """400 MB of scores raise the memory of a process by a fraction of that."""
+    program = """
+import resource, torch
+from crossmodal.evaluate.ranks import ranks
+
+def blocks(number):
+    for i in range(number):
+        yield torch.rand(500, 5000)
+
+ranks(blocks(1), torch.arange(500))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+ranks(blocks(40), torch.arange(20000) // 4)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 150_000, done.stdout  # kilobytes
 
 
 def test_close_float64_scores_are_told_apart() -> None:
@@ -140,6 +197,9 @@ def test_lists_of_the_best_items() -> None:
         (torch.zeros(2, 3), [0], "2 rows of scores for 1 captions"),
         (torch.zeros(2, 3), [0, 3], "caption 1 belongs to image 3"),
         (torch.zeros(2, 3), [0, -1], "caption 1 belongs to image -1"),
+        (torch.zeros(2, 3), torch.tensor([0, -1]), "caption 1 belongs to image -1"),
+        (torch.zeros(2, 3), np.array([0.5, 0]), "caption 0 belongs to image 0.5"),
+        (torch.zeros(0, 3), torch.zeros(0), "no caption belongs to any image"),
         (torch.zeros(2, 3), [[], []], "no caption belongs to any image"),
         ([torch.zeros(1, 3), torch.zeros(1, 4)], [0, 0], "from caption 1 on have 4 images"),
         (torch.zeros(3), [0, 0, 0], "shape"),

@@ -13,7 +13,14 @@ import torch
 from crossmodal.errors import DataError
 from crossmodal.evaluate.bootstrap import bootstrap
 from crossmodal.evaluate.recall import chance, ranks, recall
-from crossmodal.evaluate.results import load_results, published_lines, results_table, save_results
+from crossmodal.evaluate.results import (
+    load_results,
+    published_lines,
+    results_table,
+    save_results,
+    stored_key,
+    stored_scores,
+)
 from crossmodal.files import write_whole
 
 TEXTS = ["t0", "t1", "t2", "naïve"]
@@ -22,7 +29,7 @@ IMAGE_OF = [0, 0, 1, 1]
 SCORES = torch.tensor([[0.9, 0.1], [0.2, 0.2], [0.3, 0.4], [0.8, 0.6]], dtype=torch.float64)
 
 
-def _save(folder: Path) -> Path:
+def _save(folder: Path, key: str | None = None) -> Path:
     ranked = ranks(SCORES, IMAGE_OF)
     return save_results(
         folder,
@@ -34,6 +41,7 @@ def _save(folder: Path) -> Path:
         {"checkpoint": "runs/1/best", "folds": 1},
         intervals=bootstrap(ranked),
         chance=chance(IMAGE_OF, 2),
+        key=key,
     )
 
 
@@ -67,6 +75,39 @@ def test_incomplete_folders_are_refused(tmp_path: Path) -> None:
     (folder / "ranks.npz").write_bytes((folder / "ranks.npz").read_bytes()[:50])
     with pytest.raises(DataError, match="run the test again"):
         load_results(folder)
+
+
+def test_scores_are_found_by_their_key(tmp_path: Path) -> None:
+    assert stored_scores(tmp_path, "a") is None and stored_key(tmp_path) is None
+    _save(tmp_path, "a")
+    found = stored_scores(tmp_path, "a")
+    assert found is not None and torch.equal(found, SCORES.float())
+    assert stored_scores(tmp_path, "b") is None and stored_key(tmp_path) == "a"
+    (tmp_path / "results.json").unlink()  # killed before it was written
+    assert stored_scores(tmp_path, "a") is not None and stored_key(tmp_path) is None
+    _save(tmp_path)
+    assert stored_scores(tmp_path, "a") is None and stored_key(tmp_path) is None
+    (tmp_path / "scores.npz").write_bytes((tmp_path / "scores.npz").read_bytes()[:200])
+    (tmp_path / "results.json").write_text("[1]")
+    assert stored_scores(tmp_path, "a") is None and stored_key(tmp_path) is None
+
+
+@pytest.mark.parametrize("file", ["scores.npz", "ranks.npz", "results.json"])
+def test_files_of_two_evaluations_are_refused(file: str, tmp_path: Path) -> None:
+    mine = _save(tmp_path / "mine", "a")
+    assert load_results(mine).metrics
+    ranked = ranks(SCORES[:3], IMAGE_OF[:3])
+    other = save_results(tmp_path / "other", SCORES[:3], TEXTS[:3], IMAGES, ranked, recall(ranked), {}, key="b")
+    (mine / file).write_bytes((other / file).read_bytes())
+    with pytest.raises(DataError, match="belong to different evaluations"):
+        load_results(mine)
+
+
+def test_scores_of_another_run_of_the_same_shape_are_refused(tmp_path: Path) -> None:
+    mine, other = _save(tmp_path / "mine", "a"), _save(tmp_path / "other", "b")
+    (mine / "scores.npz").write_bytes((other / "scores.npz").read_bytes())
+    with pytest.raises(DataError, match="belong to different evaluations"):
+        load_results(mine)
 
 
 def test_ids_must_fit(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import OrderedDict
 from pathlib import Path
@@ -19,6 +20,7 @@ from crossmodal.model.checkpoints import (
     LoadReport,
     export_uniter,
     find_checkpoint,
+    fingerprint,
     guess_layout,
     load,
     load_state,
@@ -26,6 +28,7 @@ from crossmodal.model.checkpoints import (
     read_state,
     save,
 )
+from crossmodal.model.checksums import write_sums
 from crossmodal.model.transformer import Packing
 from crossmodal.model.uniter import Uniter
 
@@ -279,7 +282,9 @@ class Trap:
 
 def test_a_file_with_more_than_tensors_is_refused_and_not_run(tmp_path: Path) -> None:
     torch.save({"weight": torch.zeros(1), "args": Trap(tmp_path / "sprung")}, tmp_path / "model.pt")
-    with pytest.raises(CheckpointError, match=r"model\.pt cannot be read as plain weights \(it is no plain dictionary"):
+    with pytest.raises(
+        CheckpointError, match=r"model\.pt cannot be read as plain weights \(it holds getattr, which is"
+    ):
         read_state(tmp_path / "model.pt")
     assert not (tmp_path / "sprung").exists()
 
@@ -381,3 +386,63 @@ def test_an_own_folder_must_be_whole(tmp_path: Path) -> None:
     save_file(without_rank_head(read_state(folder)), folder / "model.safetensors")
     with pytest.raises(CheckpointError, match=r"lacks 2 tensors of its model \(rank_output.weight, rank_output.bias\)"):
         load(folder)
+
+
+# --- checksums and fingerprints ------------------------------------------------------------------------------------
+
+
+def flip(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model.json"])
+def test_a_folder_that_was_changed_is_not_loaded(name: str, tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path / "best", uniter())
+    write_sums(folder)
+    assert_same(copied(load(folder)), copied(uniter()))
+    flip(folder / name)
+    with pytest.raises(CheckpointError, match=rf"best/{name} is damaged: its content does not match SHA256SUMS"):
+        load(tmp_path)
+
+
+def test_weights_of_a_folder_that_was_changed_are_not_loaded(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path / "best", uniter())
+    write_sums(folder)
+    model = uniter(seed=1)
+    before = copied(model)
+    flip(folder / "model.safetensors")
+    for path in (folder, tmp_path):
+        with pytest.raises(CheckpointError, match=r"model\.safetensors is damaged"):
+            load_weights(model, path)
+    assert_same(copied(model), before)
+
+
+def test_a_fingerprint_is_that_of_the_weights_wherever_they_stand(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path / "run" / "best", uniter())
+    weights = folder / "model.safetensors"
+    found = fingerprint(weights)
+    assert found == hashlib.sha256(weights.read_bytes()).hexdigest()
+    assert fingerprint(folder) == fingerprint(tmp_path / "run") == found
+    write_sums(folder)
+    assert fingerprint(folder) == fingerprint(tmp_path / "run") == found
+    other = checkpoint(tmp_path / "other", uniter(seed=1))
+    assert fingerprint(other) != found
+    export_uniter(uniter(), tmp_path / "model.pt")
+    assert fingerprint(tmp_path / "model.pt") == hashlib.sha256((tmp_path / "model.pt").read_bytes()).hexdigest()
+
+
+def test_a_fingerprint_is_read_from_the_checksums(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path / "best", uniter())
+    write_sums(folder)
+    found = fingerprint(folder)
+    (folder / "model.safetensors").write_bytes(b"not looked at here: loading notices")
+    assert fingerprint(folder) == found
+
+
+def test_nothing_has_no_fingerprint(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"holds no model\.json"):
+        fingerprint(tmp_path)
+    with pytest.raises(CheckpointError, match="nowhere does not exist"):
+        fingerprint(tmp_path / "nowhere")

@@ -2,140 +2,19 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
-from crossmodal.data.batches import Batch
-from crossmodal.errors import CheckpointError, ConfigError, DataError
-from crossmodal.evaluate.plots import read_metrics
+from crossmodal.errors import ConfigError, DataError
 from crossmodal.evaluate.retrieval import score_corpus
 from crossmodal.model.checkpoints import load, read_state
 from crossmodal.train import checkpoints
 from crossmodal.train.recipe import load_recipe, parse_recipe
 from crossmodal.train.trainer import Trainer, drawn_stream
 
-from ..recipes import tiny_recipe
-
-IAIS = {
-    "use": "iais",
-    "alignment": "singular",
-    "side": "linguistic",
-    "weight": {"schedule": "exp", "scale": 4.0},
-    "tag": "self_attn_loss",
-}
-
-
-def rows_of(run: Path) -> list[dict[str, Any]]:
-    return read_metrics(run / "metrics.jsonl")
-
-
-def pools(anchor: str, *more: dict[str, Any], **stream: Any) -> dict[str, Any]:
-    return {
-        "data": {"use": "train", "draw": "pools", "anchor": anchor, "pool": 6},
-        "miner": {"use": "hardest", "keep": 3},
-        "losses": [{"use": "margin_ranking", "tag": "rank_loss"}, *more],
-        **stream,
-    }
-
-
-MIXED = [
-    pools("text", IAIS, ratio=2.0),
-    {
-        "data": {"use": "train", "draw": "masked_words"},
-        "losses": [{"use": "masked_words", "tag": "mlm"}],
-        "ratio": 1.0,
-    },
-]
-
-
-def recipe(world: Path, **changes: Any) -> dict[str, Any]:
-    values = tiny_recipe(world, **{"streams": [pools("image"), pools("text", IAIS)], **changes})
-    values["model"]["config"] = {**values["model"]["config"], "initializer_range": 0.2, "pretraining": True}
-    return values
-
-
-def train(values: dict[str, Any], output: Path, *, resume: bool = False) -> Trainer:
-    trainer = Trainer(parse_recipe(values), output, resume=resume)
-    trainer.train()
-    return trainer
-
-
-class Killed(Exception):
-    """Stands for the end of the process."""
-
-
-class Dying(Trainer):
-    """Ends after the update `last`, with what was written until then left behind."""
-
-    last: int
-
-    def train(self) -> dict[str, float]:
-        whole = self.engine.update
-
-        def update(step: int, batches: Sequence[Sequence[Batch]]) -> dict[str, float]:
-            if step == self.last:
-                raise Killed
-            return whole(step, batches)
-
-        self.engine.update = update  # type: ignore[method-assign]
-        return super().train()
-
-
-def assert_same(a: Any, b: Any, where: str = "") -> None:
-    """Equal to the bit, through containers."""
-    assert type(a) is type(b), where
-    if isinstance(a, Tensor):
-        assert a.dtype == b.dtype and torch.equal(a, b), where
-    elif isinstance(a, dict):
-        assert a.keys() == b.keys(), where
-        for key in a:
-            assert_same(a[key], b[key], f"{where}.{key}")
-    elif isinstance(a, (list, tuple)):
-        assert len(a) == len(b), where
-        for i, (x, y) in enumerate(zip(a, b, strict=True)):
-            assert_same(x, y, f"{where}.{i}")
-    else:
-        assert a == b, where
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {},
-        {"workers": 2},
-        {"streams": MIXED},
-        {"streams": MIXED, "workers": 1, "precision": "fp16"},
-        {"batch": 17, "accumulate": 3, "optimizer": {"use": "adamw"}},  # 72 anchors: epochs end within the run
-    ],
-    ids=["plain", "workers", "mixed", "mixed_workers_fp16", "over_epochs"],
-)
-def test_a_resumed_run_is_an_unbroken_one_to_the_bit(tiny_world: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
-    """With dropout: weights, optimizer, scaler, random states and everything logged."""
-    values = recipe(tiny_world, steps=7, **changes)
-    assert values["model"]["dropout"] == 0.1
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    train(values, whole)
-    dying = Dying(parse_recipe(values), broken)
-    dying.last = 5
-    with pytest.raises(Killed):
-        dying.train()
-    assert [step for step, _ in checkpoints.steps(broken)] == [2, 4]
-    assert max(row["step"] for row in rows_of(broken)) == 5  # behind the checkpoint: an orphan
-    with (broken / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 5, "na')  # and a row that was being written
-    torch.rand(3)  # another process would have another random state
-    assert train(values, broken, resume=True).step == 7
-    assert rows_of(broken) == rows_of(whole)
-    for folder in ("last", "best", "checkpoints/step_6", "checkpoints/step_7"):
-        assert_same(read_state(broken / folder), read_state(whole / folder), folder)
-    (_, one), (_, other) = (checkpoints.read_training(run) for run in (whole, broken))
-    assert_same(one, other, "training")
-    assert one["step"] == 7 and len(one["optimizer"]["state"]) > 30
+from .runs import MIXED, Dying, Killed, assert_same, pools, recipe, rows_of, train
 
 
 def test_mixed_streams_are_drawn_by_ratio_from_seed_and_step(tiny_world: Path, tmp_path: Path) -> None:
@@ -174,35 +53,6 @@ def test_the_best_checkpoint_is_that_of_the_highest_mean_of_both_directions(tiny
     model = load(output)  # a run folder stands for its best
     scored = score_corpus(model, trainer.corpus("val"))
     assert scored.metrics()["r_mean"] == values[best]
-
-
-def test_a_run_that_ends_between_its_best_and_its_step_checkpoint_loses_neither(
-    tiny_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    values = recipe(tiny_world, steps=4, validation={"every": 1}, optimizer={"lr": 0.01})
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    write, written, last = checkpoints.write, list[str](), 0
-
-    def recorded(folder: Path, *state: Any) -> None:
-        if len(written) == last > 0:
-            raise Killed
-        written.append(folder.name)
-        write(folder, *state)
-
-    monkeypatch.setattr(checkpoints, "write", recorded)
-    trainer = train(values, whole)
-    r_means = [row["value"] for row in rows_of(whole) if row["name"] == "valid/r_mean"]
-    best_step = 1 + r_means.index(trainer.best)
-    assert best_step > 1
-    both = [len(written) - 1 - written[::-1].index(name) for name in ("best", f"step_{best_step}")]
-    assert abs(both[0] - both[1]) == 1
-    written, last = [], max(both)
-    with pytest.raises(Killed):
-        train(values, broken)
-    last = 0
-    train(values, broken, resume=True)
-    for folder in ("best", "last", "checkpoints/step_3", "checkpoints/step_4"):
-        assert_same(read_state(broken / folder), read_state(whole / folder), folder)
 
 
 def test_the_latest_checkpoints_are_kept(tiny_world: Path, tmp_path: Path) -> None:
@@ -289,7 +139,7 @@ def test_half_precision_trains_float32_weights_to_about_the_same_losses(
         assert {weight.dtype for weight in trainer.model.state_dict().values()} == {torch.float32}
     assert losses[precision] == pytest.approx(losses["fp32"], abs=close)
     assert losses[precision] != losses["fp32"]
-    _, state = checkpoints.read_training(tmp_path / precision)
+    state = checkpoints.read_training(tmp_path / precision / "checkpoints" / "step_3")
     assert (state["scaler"].get("scale", 0) > 0) == (precision == "fp16")
 
 
@@ -307,11 +157,6 @@ def test_a_folder_that_holds_something_is_refused_without_resume(tiny_world: Pat
     with pytest.raises(ConfigError, match="is not empty; choose another, or add --resume"):
         Trainer(parse_recipe(recipe(tiny_world)), tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["note.txt"]
-
-
-def test_nothing_to_resume_is_said(tiny_world: Path, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="holds no checkpoint to resume from"):
-        Trainer(parse_recipe(recipe(tiny_world)), tmp_path / "run", resume=True)
 
 
 @pytest.mark.parametrize("workers", [0, 1])

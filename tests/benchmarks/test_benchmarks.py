@@ -1,0 +1,31 @@
+"""Every benchmark runs alone and prints what it promises; how fast things are is not looked at here."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parents[2] / "benchmarks"
+SCRIPTS = sorted(path.name for path in FOLDER.glob("*.py") if "\nif __name__ ==" in path.read_text())
+
+
+def test_all_are_found() -> None:
+    assert {"iais.py", "recall.py", "regions.py", "scoring.py"} <= set(SCRIPTS)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_it_prints_a_table_and_its_targets(script: str, tmp_path: Path) -> None:
+    command = [sys.executable, FOLDER / script, "--quick", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=300)
+    assert done.returncode == 0, done.stderr
+    heading, _, *table, last = done.stdout.splitlines()
+    assert "1 thread, CPU seconds, quick: ratios mean nothing" in heading and "float32" in heading
+    assert table[0].split()[0] == "case" and table[0].split()[-2:] == ["ratio", "target"]
+    rows = json.loads(last)
+    assert rows and all(row.keys() == {"case", "ratio", "target"} for row in rows)
+    assert all(row["ratio"] > 0 and any(line.startswith(row["case"]) for line in table) for row in rows)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,73 @@
+"""Commands where there is no room: under a limit on the size of files, and on a small disk of their own."""
+
+from __future__ import annotations
+
+import resource
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+COMMAND = [sys.executable, "-c", "from crossmodal.cli import main; main()"]
+
+
+def limited(largest: int, *words: object) -> subprocess.CompletedProcess[str]:
+    """``crossmodal words...`` in a process that may write files of at most `largest` bytes."""
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
+
+    command = [*COMMAND, *map(str, words)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, preexec_fn=limit)
+
+
+def on_small_disk(disk: Path, size: int, free: int, keep: Path, *words: object) -> subprocess.CompletedProcess[str]:
+    """``crossmodal words...`` twice, with a disk of `size` bytes at `disk`: `free` bytes free of it, then all.
+
+    What is on the disk is copied to ``keep/full`` and ``keep/after``; the exit codes stand on stdout. The disk is
+    there for these processes alone, in a mount namespace of their own.
+    """
+    keep.mkdir()
+    command = shlex.join([*COMMAND, *map(str, words)])
+    again = shlex.join([*COMMAND, *map(str, words), *(["--resume"] if words[0] == "train" else [])])
+    script = f"""
+        mount -t tmpfs -o size={size} tmpfs {disk} || exit 99
+        head -c {size - free} /dev/zero > {disk}/filler
+        {command}; echo $?
+        cp -r {disk} {keep}/full; rm {keep}/full/filler {disk}/filler
+        {again}; echo $?
+        cp -r {disk} {keep}/after
+    """
+    words_of_shell = ["unshare", "--map-root-user", "--mount", "sh", "-c", script]
+    return subprocess.run(words_of_shell, cwd=ROOT, capture_output=True, text=True)
+
+
+def _able() -> bool:
+    script = 'mount -t tmpfs -o size=4k tmpfs "$1"'
+    words = ["unshare", "--map-root-user", "--mount", "sh", "-c", script, "sh", "/tmp"]
+    try:
+        return subprocess.run(words, capture_output=True).returncode == 0
+    except OSError:
+        return False
+
+
+def needs_small_disk(test: object) -> object:
+    """Marks a test that `on_small_disk` makes possible, and skips it where this machine does not let it mount."""
+    skip = pytest.mark.skipif(not _able(), reason="this machine lets no user mount a small disk (unshare, tmpfs)")
+    return pytest.mark.host(skip(test))
+
+
+def one_sentence(said: str) -> str:
+    """The error that a command ended with; fails where there is more than that."""
+    assert "Traceback" not in said, said
+    lines = said[said.index("error: ") :].strip().splitlines()
+    assert len(lines) == 1, said
+    return lines[0]
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of a folder on a disk of whole pages."""
+    return sum(-(-path.stat().st_size // 4096) * 4096 for path in folder.rglob("*") if path.is_file())
