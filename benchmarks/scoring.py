@@ -29,7 +29,7 @@ from crossmodal.data.processors import UniterProcessor
 from crossmodal.data.region_writer import write_region_db
 from crossmodal.data.regions import RegionDB, open_regions
 from crossmodal.model.base import Encoded
-from crossmodal.model.quantize import int8
+from crossmodal.model.precision import int8
 from crossmodal.model.uniter import Uniter, UniterConfig
 from crossmodal.retrieve.scoring import encode_all, score_matrix
 

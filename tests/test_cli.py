@@ -15,7 +15,7 @@ from crossmodal import losses
 from crossmodal.evaluate.plots import read_metrics
 from crossmodal.model.base import registered
 
-from .commands import command, databases, scores_of
+from .commands import command, databases, refused, scores_of
 from .recipes import tiny_recipe, write_recipe
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -81,6 +81,20 @@ def test_boxes_as_the_published_flags_and_training_file_say(
     _, results = scores_of(tmp_path / "out")
     data = results["settings"]["data"]
     assert (data["conf_th"], data["max_bb"], data["min_bb"], data["num_bb"]) == (0.2, 100, 10, 4)
+
+
+def test_lower_precisions(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    scores = {}
+    for precision in ("fp32", "bf16", "int8"):
+        words = ["--checkpoint", trained, "--output", tmp_path / precision, "--precision", precision]
+        assert command("test", *words) == 0
+        scores[precision], results = scores_of(tmp_path / precision)
+        assert results["settings"]["precision"] == precision
+    for precision in ("bf16", "int8"):
+        assert not np.array_equal(scores[precision], scores["fp32"])
+        assert np.abs(scores[precision] - scores["fp32"]).max() < 0.02
+    said = refused(capsys, "test", "--checkpoint", trained, "--output", tmp_path / "x", "--precision", "int16")
+    assert "precision 'int16' is unknown; did you mean int8" in said
 
 
 def test_another_split_folds_and_ties(trained: Path, tmp_path: Path) -> None:

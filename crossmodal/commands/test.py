@@ -20,6 +20,7 @@ def test(
     folds: Annotated[int, typer.Option(help="Folds of consecutive images; 5 for COCO 1K from 5K.")] = 1,
     ties: Annotated[str, typer.Option(help="optimistic, average or pessimistic.")] = "average",
     reference_count: Annotated[bool, typer.Option(help="Count image recall as the published code does.")] = False,
+    precision: Annotated[str, typer.Option(help="fp32, bf16, fp16, or int8 on the CPU.")] = "fp32",
     report: Annotated[bool, typer.Option(help="Also write report.html.")] = False,
     pictures: Annotated[Path | None, typer.Option(help="Folder of pictures to show in the report.")] = None,
     token_budget: Annotated[
@@ -39,6 +40,7 @@ def test(
     from crossmodal.errors import ConfigError
     from crossmodal.evaluate.run import Counting, describe_evaluation, evaluate_into
     from crossmodal.model.checkpoints import find_checkpoint
+    from crossmodal.model.precision import in_precision
     from crossmodal.train.distributed import connect
     from crossmodal.train.interrupts import Interrupted, Interrupts
 
@@ -61,6 +63,8 @@ def test(
         model, corpus, settings = open_subject(checkpoint, split, txt_db, img_db, flags)
         if torch.cuda.is_available():
             model.to(torch.device("cuda", process.local_rank))
+        model = in_precision(model, precision)
+        settings |= {"precision": precision}
         beside = find_checkpoint(checkpoint) if checkpoint.is_dir() else checkpoint.with_suffix("")
         folder = output or beside / f"test_{split}"
         advice = f"finished scores are kept in {folder}, and the same command goes on with the rest"

@@ -1,4 +1,4 @@
-"""int8 inference: close to float32, on a copy, refused where it cannot be."""
+"""Lower precisions at inference: close to float32, and refused where they cannot be had."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 
 from crossmodal.errors import ConfigError
 from crossmodal.model.base import Encoded, inference
-from crossmodal.model.quantize import int8
+from crossmodal.model.precision import HALF, in_precision, int8
 from crossmodal.model.uniter import Uniter, UniterConfig
 from crossmodal.retrieve.scoring import score_matrix
 
@@ -45,3 +45,17 @@ def test_both_sides_are_encoded_as_before() -> None:
 def test_other_precisions_are_refused() -> None:
     with pytest.raises(ConfigError, match="takes a float32 model on the CPU"):
         int8(Uniter(UniterConfig(hidden_size=24, num_hidden_layers=1, vocab_size=10, img_dim=4)).double())
+    with pytest.raises(ConfigError, match="precision 'int4' is unknown; did you mean int8"):
+        in_precision(small(), "int4")
+
+
+@pytest.mark.parametrize("precision", HALF)
+def test_half_precision_scores_in_float32(precision: str) -> None:
+    a, b = encoded([4, 9, 6], 1), encoded([10, 3, 7, 22], 2)
+    with torch.no_grad():
+        exact = score_matrix(small().scorers["itm"], a, b)
+        half = in_precision(small(), precision)
+        halved = [Encoded(x.lengths, {"tokens": x.rows["tokens"].to(HALF[precision])}) for x in (a, b)]
+        close = score_matrix(half.scorers["itm"], *halved)
+    assert close.dtype == torch.float32 and not torch.equal(exact, close)
+    assert (exact - close).abs().max() < 0.1 * exact.std()

@@ -1,4 +1,4 @@
-"""int8 inference on the CPU: the transformer's matrix products with dynamically quantised activations."""
+"""Models for inference in a lower precision: half, or on the CPU int8 matrix products."""
 
 from __future__ import annotations
 
@@ -8,10 +8,25 @@ from copy import deepcopy
 import torch
 from torch import nn
 
-from crossmodal.errors import ConfigError
+from crossmodal.errors import ConfigError, nearest
 
 from .base import Model
 from .transformer import Encoder
+
+HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
+PRECISIONS = ("fp32", *HALF, "int8")
+
+
+def in_precision(model: Model, precision: str) -> Model:
+    """The model, for inference alone, in one of PRECISIONS; scores are float32 in all of them.
+
+    Raises ConfigError for another name, and as `int8` does.
+    """
+    if precision not in PRECISIONS:
+        raise ConfigError(f"precision {precision!r} is unknown; {nearest(precision, PRECISIONS)}")
+    if precision == "int8":
+        return int8(model)
+    return model.to(HALF[precision]) if precision in HALF else model
 
 
 def int8(model: Model) -> Model:
@@ -22,7 +37,7 @@ def int8(model: Model) -> Model:
     float32 on the CPU, or this build of PyTorch cannot quantise.
     """
     if model.device.type != "cpu" or next(model.parameters()).dtype != torch.float32:
-        raise ConfigError("int8 inference takes a float32 model on the CPU; use bf16 or fp16 on a GPU")
+        raise ConfigError("int8 inference takes a float32 model on the CPU; choose bf16 or fp16 on a GPU")
     try:
         from torch.ao.quantization import per_channel_dynamic_qconfig, quantize_dynamic
     except ImportError:
