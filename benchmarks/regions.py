@@ -162,7 +162,9 @@ def peak(folder: Path, name: str, way: Way) -> float:
 
 def report(given: Options, folder: Path, images: int, rounds: int) -> Report:
     build(folder, images)
-    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["common", "torch", "msgpack", "crossmodal.data.region_writer"])
+    with context.Pool(1, maxtasksperchild=1) as pool:
         peaks = pool.starmap(peak, [(folder, *used) for used in WAYS.values()], chunksize=1)
     dbs = databases(folder)
     few = dbs["npz"].ids

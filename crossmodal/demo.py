@@ -22,6 +22,7 @@ import torch
 from tqdm import tqdm
 
 from crossmodal.data.corpus import Corpus
+from crossmodal.data.parallel import end_with_parent
 from crossmodal.data.scenes import write_world
 from crossmodal.errors import ConfigError
 from crossmodal.evaluate.edits import edit_accuracy
@@ -119,11 +120,14 @@ def _both(recipes: Mapping[str, Recipe], output: Path) -> dict[str, Arm]:
     """Both arms at once, each with half of the cores."""
     threads = max(1, (os.cpu_count() or 1) // len(recipes))
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(
-        len(recipes), mp_context=context, initializer=torch.set_num_threads, initargs=(threads,)
-    ) as pool:
+    with ProcessPoolExecutor(len(recipes), mp_context=context, initializer=_begin_arm, initargs=(threads,)) as pool:
         jobs = {arm: pool.submit(_run_arm, recipe, output / arm, arm == "plain") for arm, recipe in recipes.items()}
         return {arm: job.result() for arm, job in jobs.items()}
+
+
+def _begin_arm(threads: int) -> None:
+    torch.set_num_threads(threads)
+    end_with_parent()
 
 
 def _run_arm(recipe: Recipe, run: Path, progress: bool) -> Arm:

@@ -16,7 +16,7 @@ MaxBB = Annotated[int, typer.Option("--max-bb", help="At most so many boxes an i
 MinBB = Annotated[int, typer.Option("--min-bb", help="At least so many boxes an image.")]
 NumBB = Annotated[int, typer.Option("--num-bb", help="Boxes an image with --conf-th -1.")]
 Workers = Annotated[int, typer.Option(help="Worker processes.")]
-_OWN = "If absent: as the source, else as in `photos`."
+_OWN = "Default: the source database's own, else"
 
 
 class Flavour(str, Enum):
@@ -47,14 +47,16 @@ def regions(
     flavour: Flavoured = Flavour.msgpack,
     float16: Annotated[
         bool | None,
-        typer.Option(help="Store float32 as float16; by default where a published flavour is made of no database."),
+        typer.Option(help="Store float32 as float16; by default where dumps become a published flavour."),
     ] = None,
     conf_th: Annotated[
-        float | None, typer.Option(help=f"Use boxes above this confidence; -1: always --num-bb. {_OWN}")
+        float | None, typer.Option(help=f"Use boxes above this confidence; -1: always --num-bb. {_OWN} 0.2.")
     ] = None,
-    max_bb: Annotated[int | None, typer.Option("--max-bb", help=f"At most so many boxes an image. {_OWN}")] = None,
-    min_bb: Annotated[int | None, typer.Option("--min-bb", help=f"At least so many boxes an image. {_OWN}")] = None,
-    num_bb: Annotated[int | None, typer.Option("--num-bb", help=f"Boxes an image with --conf-th -1. {_OWN}")] = None,
+    max_bb: Annotated[int | None, typer.Option("--max-bb", help=f"At most so many boxes an image. {_OWN} 100.")] = None,
+    min_bb: Annotated[int | None, typer.Option("--min-bb", help=f"At least so many boxes an image. {_OWN} 10.")] = None,
+    num_bb: Annotated[
+        int | None, typer.Option("--num-bb", help=f"Boxes an image with --conf-th -1. {_OWN} 36.")
+    ] = None,
     workers: Workers = 1,
 ) -> None:
     """Convert detected boxes to an image database, or an image database to another flavour.

@@ -27,7 +27,7 @@ def ordered_map(function: Callable[..., R], jobs: Iterable[tuple[Any, ...]], wor
             yield function(*job)
         return
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, spawn, initializer=_end_with_parent) as pool:
+    with ProcessPoolExecutor(workers, spawn, initializer=end_with_parent) as pool:
         pending: deque[Future[R]] = deque()
         for job in jobs:
             pending.append(pool.submit(function, *job))
@@ -37,7 +37,7 @@ def ordered_map(function: Callable[..., R], jobs: Iterable[tuple[Any, ...]], wor
             yield pending.popleft().result()
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """A worker of a killed parent would wait for its next job forever."""
     parent = multiprocessing.parent_process()
     if parent is not None:

@@ -9,7 +9,7 @@ import torch
 from crossmodal.data.batches import Texts
 from crossmodal.evaluate.identity import Identity
 from crossmodal.model.checkpoints import load
-from crossmodal.model.quantize import int8
+from crossmodal.model.precision import int8
 
 
 def digest(*values: object) -> bytes:
