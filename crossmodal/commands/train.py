@@ -21,6 +21,7 @@ def train(
 
     from crossmodal.errors import ConfigError
     from crossmodal.train.distributed import connect
+    from crossmodal.train.interrupts import Interrupted
     from crossmodal.train.published import load_any
     from crossmodal.train.run_folder import new_run_folder
     from crossmodal.train.trainer import Trainer
@@ -45,13 +46,16 @@ def train(
             if name in metrics:
                 log.info("valid/%s %.4f", name, metrics[name])
         if recipe.test:
-            from crossmodal.evaluate.run import describe_evaluation, evaluate_corpus, save_evaluation
+            from crossmodal.evaluate.run import describe_evaluation, evaluate_into
 
-            found = evaluate_corpus(trainer.model, trainer.corpus(recipe.test), process=ranks)
-            if ranks.rank == 0:
+            settings = {"checkpoint": "last", "split": recipe.test}
+            test = folder / "last" / f"test_{recipe.test}"
+            with trainer.interrupts as signals, signals.at_once():
+                found = evaluate_into(test, trainer.model, trainer.corpus(recipe.test), settings, process=ranks)
+            if found is not None:
                 print(describe_evaluation(found))
-                save_evaluation(
-                    folder / "last" / f"test_{recipe.test}", found, {"checkpoint": "last", "split": recipe.test}
-                )
+    except Interrupted as end:
+        log.warning("%s", end)
+        raise
     finally:
         ranks.close()

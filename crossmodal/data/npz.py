@@ -7,6 +7,7 @@ anything is unpacked.
 
 from __future__ import annotations
 
+import os
 import re
 import zipfile
 from collections.abc import Collection
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 LARGEST = 1 << 28
 """Bytes that the arrays of one image may have: a hundred times what 100 boxes of 2,048 numbers and labels have."""
 
+_END = 22  # bytes of the record at the end of an archive, without the comment behind it
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _NUMBERS = re.compile(r"[<>|=]?[biuf]\d{1,2}")
 _FIELDS = {
@@ -36,6 +38,11 @@ def read_arrays(file: IO[bytes], only: Collection[str] | None = None) -> dict[st
     """
     with zipfile.ZipFile(file) as archive:
         entries = archive.infolist()
+        # The index has no checksum, and `zipfile` doesn't count: a damaged length can hide an entry in the one before.
+        file.seek(-_END - len(archive.comment), os.SEEK_END)
+        announced = int.from_bytes(file.read(_END)[10:12], "little")
+        if announced != len(entries):
+            raise ValueError(f"its index holds {len(entries)} arrays and announces {announced}")
         names = [entry.filename.removesuffix(".npy") for entry in entries]
         if len(set(names)) != len(names):
             raise ValueError("it holds two arrays of one name")

@@ -65,11 +65,12 @@ class RunFolder:
         return found or (Path(folder), checkpoints.read_training(Path(folder)))
 
     def _latest(self, recipe: Recipe) -> tuple[Path, checkpoints.State] | None:
+        ours = (self.path / RECIPE).is_file()
         for folder in (self.path, self.path / "checkpoints"):
-            if folder.is_dir():
+            if ours and folder.is_dir():
                 recover_within(folder)
         found = checkpoints.latest(self.path)
-        if found is None and not (self.path / RECIPE).is_file():
+        if found is None and not ours:
             raise CheckpointError(
                 f"{self.path} holds no checkpoint to resume from (checkpoints/step_*); "
                 "start again with a new output folder"
@@ -121,7 +122,7 @@ def new_run_folder(kind: str = "run") -> Path:
 
 
 def _is_partial(path: Path) -> bool:
-    return path.name.startswith(".") and path.name.endswith(".partial")
+    return path.name.startswith(f".{RECIPE}.") and path.name.endswith(".partial")
 
 
 def _flat(values: Any, at: str = "") -> Mapping[str, Any]:

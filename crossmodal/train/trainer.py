@@ -22,7 +22,7 @@ from crossmodal.model.checkpoints import load_state, read_state
 from . import checkpoints
 from .distributed import OneProcess
 from .engine import Engine
-from .interrupts import Interrupted, Interrupts
+from .interrupts import Interrupts
 from .loader import StreamLoader, WorkerLost
 from .metrics import VALID, MetricsLog
 from .objectives import build_objectives
@@ -108,9 +108,6 @@ class Trainer:
                 metrics = self._all_steps(loaders)
                 self._write_last()
                 self.interrupts.stop_if_asked()
-            except Interrupted as end:
-                log.warning("%s", end)
-                raise
             finally:
                 for loader in loaders:
                     loader.close()

@@ -79,3 +79,23 @@ def test_a_name_that_the_index_has_otherwise() -> None:
     damaged = content[:at] + b"cont.npy" + content[at + 8 :]
     with pytest.raises(zipfile.BadZipFile, match="differ"):
         read_arrays(io.BytesIO(damaged), ("features", "conf"))
+
+
+def test_an_entry_that_another_hides() -> None:
+    """A damaged length of a comment in the index, which `zipfile` would follow."""
+    file = io.BytesIO()
+    np.savez(file, features=np.ones(3), conf=np.ones(3))
+    content = bytearray(file.getvalue())
+    at = content.index(b"PK\x01\x02")
+    content[at + 32] = 46 + len("conf.npy")
+    assert len(zipfile.ZipFile(io.BytesIO(content)).infolist()) == 1
+    with pytest.raises(ValueError, match="holds 1 arrays and announces 2"):
+        read_arrays(io.BytesIO(content))
+
+
+def test_an_archive_with_a_comment() -> None:
+    file = io.BytesIO()
+    np.savez(file, a=np.ones(3))
+    with zipfile.ZipFile(file, "a") as archive:
+        archive.comment = b"made by hand"
+    assert list(read_arrays(file)) == ["a"]

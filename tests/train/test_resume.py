@@ -284,7 +284,7 @@ def test_a_run_without_a_checkpoint_yet_starts_from_the_beginning(
     assert_same_run(run, whole)
 
 
-@pytest.mark.parametrize("content", [None, "", "notes.txt"])
+@pytest.mark.parametrize("content", [None, "", "notes.txt", ".download.partial"])
 def test_a_folder_that_is_no_run_is_not_resumed(content: str | None, values: dict[str, Any], tmp_path: Path) -> None:
     run = tmp_path / "run"
     if content is not None:
