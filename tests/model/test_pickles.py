@@ -101,6 +101,7 @@ def test_data_is_not_named(write: Callable[[Any, Path], None], tmp_path: Path) -
     assert all(name.startswith(("torch.", "collections.OrderedDict", "_codecs")) for name in named_in(file))
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_a_bare_pickle_of_tensors_is_refused_since_torch_would_load_them_unchecked(tmp_path: Path) -> None:
     bare_pickle({"a": torch.zeros(2)}, tmp_path / "x.pt")
     assert "torch.storage._load_from_bytes" in (loaded(tmp_path / "x.pt") or "")

@@ -16,6 +16,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch._dynamo  # noqa: F401  building an optimizer imports it, which takes seconds in every child
+
 from crossmodal.train.recipe import load_recipe
 from crossmodal.train.trainer import Trainer
 

@@ -16,12 +16,12 @@ from ..full_disk import limited, needs_small_disk, on_small_disk, one_sentence, 
 from ..recipes import tiny_recipe, write_recipe
 from .runs import Dying, Killed, assert_same_run, hidden, parse_recipe, rows_of, run_to_the_end
 
-STEPS = 16
+STEPS = 12
 
 
 @pytest.fixture(scope="module")
 def values(tiny_world: Path) -> dict[str, Any]:
-    return tiny_recipe(tiny_world, steps=STEPS, save_every=4, validation={"every": 8})
+    return tiny_recipe(tiny_world, steps=STEPS, save_every=3, validation={"every": 6})
 
 
 @pytest.fixture(scope="module")
@@ -47,12 +47,12 @@ def test_a_file_that_cannot_become_so_large(file: str, values: dict[str, Any], w
     """A limit on the size of files ends writing as a full disk does, in the middle of the file."""
     source, run = write_recipe(tmp_path / "r.yaml", values), tmp_path / "run"
     dying = Dying(parse_recipe(values), run)
-    dying.last = 10
+    dying.last = 7
     with pytest.raises(Killed):
         dying.train()
-    sizes = {path.name: path.stat().st_size for path in (run / "checkpoints" / "step_8").iterdir()}
+    sizes = {path.name: path.stat().st_size for path in (run / "checkpoints" / "step_6").iterdir()}
     lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
-    resumed = sum(len(line) for line in lines if json.loads(line)["step"] <= 8)
+    resumed = sum(len(line) for line in lines if json.loads(line)["step"] <= 6)
     limits = {
         "training.pt": sizes["training.pt"] - 100,
         "model.safetensors": sizes["model.safetensors"] - 100,
@@ -61,25 +61,25 @@ def test_a_file_that_cannot_become_so_large(file: str, values: dict[str, Any], w
     done = limited(limits[file], "train", "--config", source, "--output", run, "--resume")
     assert done.returncode == 2, done.stderr
     said = one_sentence(done.stderr)
-    name = "metrics.jsonl" if file == "metrics.jsonl" else "checkpoints/step_12"
+    name = "metrics.jsonl" if file == "metrics.jsonl" else "checkpoints/step_9"
     assert said.startswith(f"error: {run / name} could not be written: file too large (this process may write files of")
     assert said.endswith("free some space and repeat the command, for training with --resume")
-    assert_whole(run, 8)
+    assert_whole(run, 6)
     assert command("train", "--config", source, "--output", run, "--resume") == 0
     assert_same_run(run, whole)
 
 
 @needs_small_disk
-@pytest.mark.parametrize(("checkpoints_that_fit", "reached"), [(1.3, 4), (2.9, 8)])
+@pytest.mark.parametrize(("checkpoints_that_fit", "reached"), [(1.3, 3), (2.9, 6)])
 def test_a_disk_that_is_full(
     checkpoints_that_fit: float, reached: int, values: dict[str, Any], whole: Path, tmp_path: Path
 ) -> None:
-    """With room for step_4 and no more; and for step_4, step_8 and part of best."""
+    """With room for step_3 and no more; and for step_3, step_6 and part of best."""
     source, disk = write_recipe(tmp_path / "r.yaml", values), tmp_path / "disk"
     disk.mkdir()
     one = size_of(whole / "checkpoints" / f"step_{STEPS}")
     size = 2 * size_of(whole)
-    free = int(checkpoints_that_fit * one) - (size_of(whole / "best") if reached == 8 else 0)
+    free = int(checkpoints_that_fit * one) - (size_of(whole / "best") if reached == 6 else 0)
     done = on_small_disk(disk, size, free, tmp_path / "kept", "train", "--config", source, "--output", disk / "run")
     assert done.stdout.split() == ["2", "0"], done.stderr
     said = next(line for line in done.stderr.splitlines() if "error: " in line)
