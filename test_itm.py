@@ -1,6 +1,6 @@
 """Recall@K of a checkpoint: python test_itm.py --checkpoint runs/x/best [--split test] [--folds 5]
 
-The same under torchrun: torchrun --nproc-per-node 2 test_itm.py --checkpoint ...
+Several processes: torchrun --nproc-per-node 8 test_itm.py ... or horovodrun -np 8 python test_itm.py --checkpoint ...
 """
 
 import sys

@@ -1,6 +1,6 @@
 """Fine-tune a recipe: python train_itm.py --config configs/itm-flickr-base-hn.yaml [--IAIS singular] [--set a.b=c]
 
-The same under torchrun: torchrun --nproc-per-node 2 train_itm.py --config ...
+Several processes: torchrun --nproc-per-node 8 train_itm.py ... or horovodrun -np 8 python train_itm.py --config ...
 """
 
 import sys

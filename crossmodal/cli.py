@@ -24,13 +24,14 @@ app = typer.Typer(
 
 
 def _assemble() -> None:
-    from crossmodal.commands import data, demo, export, registries, test, train
+    from crossmodal.commands import data, demo, doctor, export, registries, test, train
 
     app.add_typer(data.app, name="data")
     options = {"allow_extra_args": True, "ignore_unknown_options": True}
     app.command("train", context_settings=options)(train.train)
     app.command("test", context_settings=options)(test.test)
     app.command("demo")(demo.demo)
+    app.command("doctor")(doctor.doctor)
     app.command("export")(export.export)
     app.command("losses")(registries.losses)
     app.command("models")(registries.models)
@@ -48,7 +49,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         if debug:
             traceback.print_exc()
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return error.exit_code
     except Interrupted as end:  # it has said how to go on
         return 128 + end.number
     except KeyboardInterrupt:
@@ -73,3 +74,7 @@ _assemble()
 
 def main() -> None:
     sys.exit(run())
+
+
+if __name__ == "__main__":
+    main()

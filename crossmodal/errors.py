@@ -7,7 +7,9 @@ from collections.abc import Iterable
 
 
 class CrossmodalError(Exception):
-    """A user's mistake. The command line prints it without a traceback and exits with code 2."""
+    """A user's mistake. The command line prints it without a traceback and exits with this code."""
+
+    exit_code = 2
 
 
 class ConfigError(CrossmodalError):
@@ -24,6 +26,12 @@ class CheckpointError(CrossmodalError):
 
 class TrainingError(CrossmodalError):
     """A run that cannot go on as it stands, its losses not being finite."""
+
+
+class RankLost(CrossmodalError):
+    """Other ranks of a job are gone. The exit code is 75 (try again), as nothing is wrong with the job itself."""
+
+    exit_code = 75
 
 
 class DiskError(CrossmodalError):

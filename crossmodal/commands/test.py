@@ -40,6 +40,7 @@ def test(
     from crossmodal.errors import ConfigError
     from crossmodal.evaluate.run import Counting, describe_evaluation, evaluate_into
     from crossmodal.model.checkpoints import find_checkpoint
+    from crossmodal.model.fused import probe, with_fused_layer_norm
     from crossmodal.model.precision import in_precision
     from crossmodal.train.distributed import connect
     from crossmodal.train.interrupts import Interrupted, Interrupts
@@ -55,19 +56,17 @@ def test(
         raise ConfigError(f"--output {output} is a file; name a folder")
     flags: dict[str, Any] = published_flags(context.args)
     counting = Counting(folds, ties, reference_count)  # type: ignore[arg-type]
-    process = connect()
-    log = logging.getLogger("crossmodal")
-    log.setLevel(logging.INFO if process.rank == 0 else logging.WARNING)
-    try:
+    with connect() as process:
+        log = logging.getLogger("crossmodal")
+        log.setLevel(logging.INFO if process.rank == 0 else logging.WARNING)
         torch.manual_seed(0)  # weights that a published checkpoint lacks are the same when this is run again
         model, corpus, settings = open_subject(checkpoint, split, txt_db, img_db, flags)
-        if torch.cuda.is_available():
-            model.to(torch.device("cuda", process.local_rank))
-        model = in_precision(model, precision)
+        model = in_precision(with_fused_layer_norm(model.to(process.device)), precision)
         settings |= {"precision": precision}
         beside = find_checkpoint(checkpoint) if checkpoint.is_dir() else checkpoint.with_suffix("")
         folder = output or beside / f"test_{split}"
         advice = f"finished scores are kept in {folder}, and the same command goes on with the rest"
+        log.info("%s; %s", process.name, probe().said)
         try:
             with Interrupts(advice) as signals, signals.at_once():
                 found = evaluate_into(
@@ -86,5 +85,3 @@ def test(
 
             shown = pictures_in(pictures) if pictures else None
             log.info("report: %s", report_retrieval(folder, found, model, corpus, shown))
-    finally:
-        process.close()

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from crossmodal.train.distributed import OneProcess
+    from crossmodal.train.recipe import Recipe
 
 
 def train(
@@ -17,45 +23,48 @@ def train(
     resume: Annotated[bool, typer.Option(help="Go on with the run in --output.")] = False,
 ) -> None:
     """Fine-tune a recipe. Published flags (--learning_rate 5e-5 ...) are taken with a published configuration."""
-    import logging
-
     from crossmodal.errors import ConfigError
     from crossmodal.train.distributed import connect
     from crossmodal.train.interrupts import Interrupted
     from crossmodal.train.published import load_any
-    from crossmodal.train.run_folder import new_run_folder
-    from crossmodal.train.trainer import Trainer
+    from crossmodal.train.run_folder import RunFolder, new_run_folder
 
     from .flags import published_flags
 
     recipe, published_output = load_any(config, flags=published_flags(context.args), iais=iais, overrides=set_ or [])
     if output is None and published_output:
         output = Path(published_output)
-    if resume and output is None:
-        raise ConfigError("--resume needs --output, the run folder to go on with")
-    ranks = connect()
-    log = logging.getLogger("crossmodal")
-    log.setLevel(logging.INFO if ranks.rank == 0 else logging.WARNING)
-    try:
+    if output is None and (resume or int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) > 0):
+        raise ConfigError("going on with a run, also where a launcher restarts it, needs --output, its folder")
+    with connect() as ranks:
+        log = logging.getLogger("crossmodal")
+        log.setLevel(logging.INFO if ranks.rank == 0 else logging.WARNING)
         folder = output or Path(ranks.broadcast_object(str(new_run_folder()) if ranks.rank == 0 else ""))
-        log.info("%s: %s on %s", recipe.name, ranks.name, folder)
-        trainer = Trainer(recipe, folder, ranks, resume=resume)
-        log.info("device %s, precision %s, %d steps", trainer.device, recipe.precision, recipe.steps)
-        metrics = trainer.train()
-        for name in ("txt_r1", "img_r1", "r_mean"):
-            if name in metrics:
-                log.info("valid/%s %.4f", name, metrics[name])
-        if recipe.test:
-            from crossmodal.evaluate.run import describe_evaluation, evaluate_into
+        try:
+            _train(recipe, folder, ranks, resume or (ranks.restarted and RunFolder(folder, ranks).begun()))
+        except Interrupted as end:
+            if ranks.rank == 0:
+                log.warning("%s", end)
+            raise
 
-            settings = {"checkpoint": "last", "split": recipe.test}
-            test = folder / "last" / f"test_{recipe.test}"
-            with trainer.interrupts as signals, signals.at_once():
-                found = evaluate_into(test, trainer.model, trainer.corpus(recipe.test), settings, process=ranks)
-            if found is not None:
-                print(describe_evaluation(found))
-    except Interrupted as end:
-        log.warning("%s", end)
-        raise
-    finally:
-        ranks.close()
+
+def _train(recipe: Recipe, folder: Path, ranks: OneProcess, resume: bool) -> None:
+    from crossmodal.evaluate.run import describe_evaluation, evaluate_into
+    from crossmodal.model.fused import probe
+    from crossmodal.train.trainer import Trainer
+
+    log = logging.getLogger("crossmodal")
+    log.info("%s: %s on %s; %s", recipe.name, ranks.name, folder, probe().said)
+    trainer = Trainer(recipe, folder, ranks, resume=resume)
+    log.info("device %s, precision %s, %d steps", trainer.device, recipe.precision, recipe.steps)
+    metrics = trainer.train()
+    for name in ("txt_r1", "img_r1", "r_mean"):
+        if name in metrics:
+            log.info("valid/%s %.4f", name, metrics[name])
+    if recipe.test:
+        settings = {"checkpoint": "last", "split": recipe.test}
+        test = folder / "last" / f"test_{recipe.test}"
+        with trainer.interrupts as signals, signals.at_once(), trainer.engine.gradients.weights():
+            found = evaluate_into(test, trainer.model, trainer.corpus(recipe.test), settings, process=ranks)
+        if found is not None:
+            print(describe_evaluation(found))

@@ -130,6 +130,7 @@ class Batch(_Tensors):
     group: pairs come in groups of this size, the positive first.
     ids:   role -> the database id of every item.
     extras: named tensors that a dataset or a miner adds, e.g. ``matched`` (G, group).
+    ghost: it counts nothing: a rank that has no anchors left runs along with it, so that all make the same calls.
     """
 
     roles: Mapping[str, tuple[str, Items]]
@@ -138,10 +139,13 @@ class Batch(_Tensors):
     ids: Mapping[str, Sequence[str]] = field(default_factory=dict)
     extras: Mapping[str, Tensor] = field(default_factory=dict)
     between: tuple[str, str] = ("text", "image")
+    ghost: bool = False
 
     @property
     def groups(self) -> int:
         """How many groups: the units over which a loss on group fields is averaged."""
+        if self.ghost:
+            return 0
         count = len(self.roles[self.between[0]][1]) if self.pairs is None else len(self.pairs)
         return count // self.group
 

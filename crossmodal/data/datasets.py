@@ -31,6 +31,8 @@ class Dataset(Protocol):
 
     def batch(self, anchors: Sequence[int], epoch: int) -> Batch: ...
 
+    def id_of(self, anchor: int) -> str: ...
+
 
 class _Anchored:
     """What the datasets share: a corpus of anchors, and draws keyed on the anchor."""
@@ -40,6 +42,10 @@ class _Anchored:
 
     def __len__(self) -> int:
         return len(self.corpus)
+
+    def id_of(self, anchor: int) -> str:
+        """The caption's id."""
+        return self.corpus.anchors[anchor][1]
 
     def key(self, epoch: int, anchor: int) -> tuple[Any, ...]:
         part, caption = self.corpus.anchors[anchor]

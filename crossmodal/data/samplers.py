@@ -9,13 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Sequence, Set
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from crossmodal.errors import CheckpointError, ConfigError, DataError
+from crossmodal.errors import ConfigError, DataError
 
 _DRAWS = 100
 
@@ -31,12 +32,24 @@ def keyed_random(key: tuple[Any, ...]) -> random.Random:
     return random.Random(stable_hash(key))
 
 
+@dataclass(frozen=True)
+class Place:
+    """A place in a stream's order: before its step `step`, `seen` anchors of `epoch` have been handed out."""
+
+    step: int = 0
+    epoch: int = 0
+    seen: int = 0
+
+
 class GlobalOrder:
     """A shuffled order of `size` anchors, epoch after epoch, cut into global batches of ``batch * world``.
 
     The permutation of an epoch depends on (seed, stream, epoch) alone. A rank takes its contiguous slice of
     every global batch; the last batch of an epoch may be smaller and is shared as evenly as can be, so that a
     rank may get none, or is dropped (`drop_last`). Steps go on over epochs without end.
+
+    begin: where the order goes on, as `place` gave it; the global batch may have been another one until there, and
+    the anchors that its epoch has left are still seen once each.
 
     Raises DataError where there is nothing to order, ConfigError where `drop_last` would leave no batch.
     """
@@ -51,6 +64,7 @@ class GlobalOrder:
         rank: int = 0,
         world: int = 1,
         drop_last: bool = False,
+        begin: Place = Place(),
     ) -> None:
         if size < 1:
             raise DataError(f"stream {stream!r} has no anchors; its database is empty after the filters")
@@ -60,13 +74,13 @@ class GlobalOrder:
         self.seed, self.stream = seed, stream
         self.rank, self.world = rank, world
         self.drop_last = drop_last
-        self.steps_per_epoch = size // self.global_batch if drop_last else -(-size // self.global_batch)
+        self.steps_per_epoch = self._steps(size)
         if self.steps_per_epoch == 0:
             raise ConfigError(
                 f"stream {stream!r} has {size} anchors, fewer than one global batch of {self.global_batch}; "
                 "make the batch smaller or keep the last batch"
             )
-        self.position = 0
+        self.begin = begin
         self._epoch = -1
         self._permutation: NDArray[np.int64] = np.empty(0, np.int64)
 
@@ -77,41 +91,29 @@ class GlobalOrder:
             self._permutation, self._epoch = generator.permutation(self.size), epoch
         return self._permutation
 
+    def place(self, step: int) -> Place:
+        """Where the order is before a step, not earlier than where it begins."""
+        gone = step - self.begin.step
+        if gone < 0:
+            raise ValueError(f"the order begins at step {self.begin.step}, step {step} is before it")
+        left = self._steps(max(0, self.size - self.begin.seen))
+        if gone < left:
+            return Place(step, self.begin.epoch, self.begin.seen + gone * self.global_batch)
+        epochs, within = divmod(gone - left, self.steps_per_epoch)
+        return Place(step, self.begin.epoch + 1 + epochs, within * self.global_batch)
+
     def at(self, step: int) -> tuple[int, NDArray[np.int64]]:
         """The epoch of a step and the anchors of its global batch, at most ``batch * world``."""
-        epoch, within = divmod(step, self.steps_per_epoch)
-        start = within * self.global_batch
-        return epoch, self.permutation(epoch)[start : start + self.global_batch].copy()
+        place = self.place(step)
+        return place.epoch, self.permutation(place.epoch)[place.seen : place.seen + self.global_batch].copy()
 
     def slice(self, step: int) -> tuple[int, NDArray[np.int64]]:
         """The epoch of a step and this rank's part of its global batch; ranks differ by at most one."""
         epoch, anchors = self.at(step)
         return epoch, np.array_split(anchors, self.world)[self.rank]
 
-    def __iter__(self) -> Iterator[tuple[int, NDArray[np.int64]]]:
-        """This rank's slices from the position on, without end; the position counts the slices handed out."""
-        while True:
-            step = self.position
-            self.position += 1
-            yield self.slice(step)
-
-    def state(self) -> dict[str, Any]:
-        """The position, and what it is a position in; plain numbers for a checkpoint."""
-        return {"position": self.position, **self._identity()}
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Go to a saved position; CheckpointError if it is of another order. `world` may differ."""
-        for name, value in self._identity().items():
-            if state.get(name) != value:
-                raise CheckpointError(
-                    f"the saved position of stream {self.stream!r} belongs to an order with {name} "
-                    f"{state.get(name)!r}, this run has {value!r}; resume with the same data and options"
-                )
-        self.position = int(state["position"])
-
-    def _identity(self) -> dict[str, Any]:
-        names = ("size", "global_batch", "seed", "stream", "drop_last")
-        return {name: getattr(self, name) for name in names}
+    def _steps(self, anchors: int) -> int:
+        return anchors // self.global_batch if self.drop_last else -(-anchors // self.global_batch)
 
 
 def token_buckets(

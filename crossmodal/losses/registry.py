@@ -8,7 +8,7 @@ import difflib
 import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, NewType, TypeVar
+from typing import Any, NewType, TypeVar, get_origin, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -53,10 +53,14 @@ def get(name: str) -> Any:
 
 @dataclass(frozen=True)
 class Signature:
-    """What a loss reads: `fields` name -> kind, `options` name -> default (`inspect.Parameter.empty` if none)."""
+    """What a loss reads: `fields` name -> kind, `options` name -> default (`inspect.Parameter.empty` if none).
+
+    counts: whether it returns its mean together with its own count of units.
+    """
 
     fields: dict[str, str]
     options: dict[str, Any]
+    counts: bool = False
 
 
 def signature(name: str) -> Signature:
@@ -76,7 +80,7 @@ def signature(name: str) -> Signature:
     if isinstance(loss, type):
         init = inspect.signature(loss).parameters.values()
         options = {p.name: p.default for p in init if p.kind is p.KEYWORD_ONLY}
-    return Signature(fields, options)
+    return Signature(fields, options, get_origin(get_type_hints(called).get("return")) is tuple)
 
 
 def build(name: str, **options: Any) -> Callable[..., Any]:

@@ -3,110 +3,204 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
-from typing import Any
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.distributed as td
-from torch import Tensor, nn
+from torch import Tensor
+
+from crossmodal.errors import ConfigError, RankLost
+
+from .gradients import Gradients
+
+if TYPE_CHECKING:
+    from .micro_step import MicroStep
+    from .recipe import DistributedSpec
+
+_WIDE = {
+    torch.bool: torch.int32,
+    torch.uint8: torch.int32,
+    torch.int8: torch.int32,
+    torch.int16: torch.int32,
+    torch.bfloat16: torch.float32,
+}
+"""What is exchanged in place of the types that horovod cannot add up."""
 
 
 class OneProcess:
-    """A single process: every exchange is the identity."""
+    """A single process: every exchange is the identity. The base of the other two, which fill in the exchanges.
 
-    name = "one process"
+    rank, size: this process among all; local_rank: among those of its machine.
+    device: what it computes on, the GPU of its local rank where there is one.
+    restarted: whether a launcher has started this job again after a failure, so that it has to go on.
+    seconds: spent in exchanges so far, waiting for others included.
+
+    As a context it closes the connection at the end; an error that says no more than that the connection broke
+    leaves it as RankLost.
+    """
+
     rank = 0
     size = 1
     local_rank = 0
+    restarted = False
 
-    def barrier(self) -> None: ...
+    def __init__(self) -> None:
+        self.device = torch.device("cuda", self.local_rank) if torch.cuda.is_available() else torch.device("cpu")
+        self.seconds = 0.0
+
+    @property
+    def name(self) -> str:
+        return "one process"
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        self.all_reduce(torch.zeros(1))
 
     def all_reduce(self, x: Tensor) -> Tensor:
-        """The sum over ranks, on every rank."""
-        return x
+        """The sum over ranks, on every rank; `x` may be overwritten.
+
+        Integers of less than 32 bits and bool are added up as int32, which is what comes back.
+        """
+        if self.size == 1:
+            return x
+        wide = x.to(self.device, _WIDE.get(x.dtype, x.dtype))
+        with self.exchanging():
+            self._add_up(wide)
+        return wide.to(x.dtype) if x.dtype.is_floating_point else wide
+
+    def broadcast(self, x: Tensor) -> Tensor:
+        """Rank 0's values, bit for bit, on every rank; `x` has the same shape and type on all of them."""
+        if self.size == 1 or not x.numel():
+            return x
+        content = x.detach().to(self.device, copy=True).contiguous()
+        with self.exchanging():
+            self._send(content.view(-1).view(torch.uint8))  # bytes: horovod does not know every type
+        return content
 
     def broadcast_object(self, value: Any) -> Any:
-        """Rank 0's value, on every rank: plain containers, numbers and strings."""
-        return value
+        """Rank 0's value, on every rank: plain containers, numbers, strings and exceptions."""
+        return self.gather_objects(value if self.rank == 0 else None)[0]
 
     def gather_objects(self, value: Any) -> list[Any]:
         """Every rank's value, in rank order."""
-        return [value]
+        if self.size == 1:
+            return [value]
+        with self.exchanging():
+            return self._objects(value)
 
-    def all_gather_rows(self, x: Tensor) -> Tensor:
-        """The rows of every rank in rank order; ranks may have different numbers of rows."""
-        return x
+    def all_gather(self, x: Tensor) -> Tensor:
+        """The rows of every rank in rank order; ranks may have different numbers of rows, also none."""
+        if self.size == 1:
+            return x
+        wide = x.to(self.device, _WIDE.get(x.dtype, x.dtype)).contiguous()
+        with self.exchanging():
+            return self._rows(wide).to(x.dtype)
 
-    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Add up gradients over ranks. A parameter that no rank used keeps None; one that some rank used gets
-        the sum, so every rank updates the same parameters."""
+    def all_gather_with_gradients(self, x: Tensor) -> Tensor:
+        """`all_gather` whose backward adds up, over ranks, the gradients of this rank's rows."""
+        return x if self.size == 1 else _AllGather.apply(x, self)
 
-    def close(self) -> None: ...
+    def gradients(
+        self, module: MicroStep, optimizer: torch.optim.Optimizer, options: DistributedSpec | None = None
+    ) -> Gradients:
+        """How the gradients of `module`, updated by `optimizer`, become sums over ranks.
 
+        Raises ConfigError where this launcher cannot do it as the options want it.
+        """
+        if options is not None and options.gradients == "sharded" and self.size > 1:
+            raise ConfigError(
+                f"distributed.gradients: sharded works under torchrun, this is {self.name}; use flat or overlapped"
+            )
+        return Gradients(module, optimizer, self, half=options is not None and options.half)
 
-class TorchDistributed(OneProcess):
-    """torch.distributed under torchrun: nccl on GPUs, gloo elsewhere."""
+    def elastic(self, job: Callable[[], None]) -> None:
+        """Do the job; where the launcher can go on with other ranks after a loss, again and again until it is done."""
+        job()
 
-    def __init__(self) -> None:
-        backend = "nccl" if torch.cuda.is_available() else "gloo"
-        self.local_rank = int(os.environ.get("LOCAL_RANK", 0))
-        if backend == "nccl":
-            torch.cuda.set_device(self.local_rank)
-        td.init_process_group(backend)
-        self.rank, self.size = td.get_rank(), td.get_world_size()
-        self.name = f"torch.distributed ({backend}), rank {self.rank} of {self.size}"
-        self.device = torch.device("cuda", self.local_rank) if backend == "nccl" else torch.device("cpu")
+    def __enter__(self) -> OneProcess:
+        return self
 
-    def barrier(self) -> None:
-        td.barrier()
-
-    def all_reduce(self, x: Tensor) -> Tensor:
-        x = x.to(self.device)
-        td.all_reduce(x)
-        return x
-
-    def broadcast_object(self, value: Any) -> Any:
-        box = [value]
-        td.broadcast_object_list(box, src=0)
-        return box[0]
-
-    def gather_objects(self, value: Any) -> list[Any]:
-        box: list[Any] = [None] * self.size
-        td.all_gather_object(box, value)
-        return box
-
-    def all_gather_rows(self, x: Tensor) -> Tensor:
-        x = x.to(self.device)
-        rows = torch.zeros(self.size, dtype=torch.int64, device=self.device)
-        rows[self.rank] = len(x)
-        counts = self.all_reduce(rows).tolist()
-        padded = x.new_zeros(max(counts), *x.shape[1:])
-        padded[: len(x)] = x
-        parts = [torch.empty_like(padded) for _ in counts]
-        td.all_gather(parts, padded)
-        return torch.cat([part[:n] for part, n in zip(parts, counts, strict=True)])
-
-    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        parameters = list(parameters)
-        used = torch.tensor([p.grad is not None for p in parameters], dtype=torch.int32)
-        shared = [p for p, n in zip(parameters, self.all_reduce(used).tolist(), strict=True) if n]
-        for parameter in shared:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-        if not shared:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if error is None:
+            self.close()
             return
-        flat = torch.cat([p.grad.flatten() for p in shared if p.grad is not None])
-        td.all_reduce(flat)
-        offset = 0
-        for p in shared:
-            assert p.grad is not None
-            p.grad.copy_(flat[offset : offset + p.numel()].view_as(p))
-            offset += p.numel()
+        if self.size > 1 and threading.current_thread() is threading.main_thread():
+            # Launchers send it as soon as one rank has ended: it must not cut off what this one says.
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        if self.is_loss(error):
+            first = " ".join(str(error).split())[:200]
+            raise RankLost(
+                f"rank {self.rank} has lost the others: one of them ended or cannot be reached, and what it said "
+                f"stands before this; a training run goes on from its last checkpoint with --resume ({first})"
+            ) from error
+
+    def is_loss(self, error: BaseException) -> bool:
+        """Whether an error says no more than that other ranks are gone."""
+        return False
 
     def close(self) -> None:
-        td.destroy_process_group()
+        """Leave the others, all of which are at their end, too."""
+
+    @contextmanager
+    def exchanging(self) -> Iterator[None]:
+        if self.device.type == "cuda":  # what was computed before is not waited for on the exchange's account
+            torch.cuda.synchronize()
+        start = time.perf_counter()
+        try:
+            yield
+            if self.device.type == "cuda":
+                torch.cuda.synchronize()
+        finally:
+            self.seconds += time.perf_counter() - start
+
+    def _add_up(self, x: Tensor) -> None:
+        """Replace x by its sum over ranks."""
+        raise NotImplementedError
+
+    def _send(self, x: Tensor) -> None:
+        """Replace x by that of rank 0."""
+        raise NotImplementedError
+
+    def _rows(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _objects(self, value: Any) -> list[Any]:
+        raise NotImplementedError
+
+
+class _AllGather(torch.autograd.Function):
+    """Backward sums over ranks whatever a library's own convention is (horovod's allgather averages)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, ranks: OneProcess) -> Tensor:
+        counts = torch.zeros(ranks.size, dtype=torch.int64)
+        counts[ranks.rank] = len(x)
+        counts = ranks.all_reduce(counts).cpu()
+        ctx.ranks, ctx.start, ctx.rows = ranks, int(counts[: ranks.rank].sum()), len(x)
+        return ranks.all_gather(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        total = ctx.ranks.all_reduce(gradients[0].contiguous().clone())
+        return total[ctx.start : ctx.start + ctx.rows], None
 
 
 def connect() -> OneProcess:
-    """The interface that the launcher's environment calls for."""
-    return TorchDistributed() if int(os.environ.get("WORLD_SIZE", 1)) > 1 else OneProcess()
+    """The interface that the launcher's environment calls for.
+
+    Raises ConfigError where its library is not installed or does not work, RankLost where the others do not come.
+    """
+    if int(os.environ.get("HOROVOD_SIZE", 1)) > 1 or os.environ.get("HOROVOD_ELASTIC") == "1":
+        from .horovod_ranks import HorovodRanks
+
+        return HorovodRanks()
+    if "TORCHELASTIC_RUN_ID" in os.environ or int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        from .torch_ranks import TorchRanks
+
+        return TorchRanks()
+    return OneProcess()

@@ -19,8 +19,9 @@ from crossmodal.data.batches import Batch
 from crossmodal.model.base import Model
 
 from .distributed import OneProcess
+from .micro_step import MicroStep
 from .objectives import Objective
-from .recipe import OptimizerSpec
+from .recipe import DistributedSpec, OptimizerSpec
 from .schedules import learning_rate
 from .strikes import Seen, Skip
 
@@ -51,26 +52,23 @@ class Engine:
         precision: str = "fp32",
         ranks: OneProcess | None = None,
         modules: nn.ModuleList | None = None,
+        distributed: DistributedSpec | None = None,
     ) -> None:
-        self.model, self.objectives, self.optimizer, self.options = (
-            model,
-            list(objectives),
-            optimizer,
-            options,
-        )
+        self.model, self.objectives, self.options = model, list(objectives), options
         self.steps, self.ranks = steps, ranks or OneProcess()
         self.modules = modules or nn.ModuleList()
         self.dtype = PRECISIONS[precision]
         self.scaler = torch.amp.GradScaler(model.device.type, enabled=precision == "fp16")
         self.terms = [(o, t) for o in self.objectives for t in o.terms]
+        self.gradients = self.ranks.gradients(MicroStep(model, self.modules, self.ranks), optimizer, distributed)
         self.skipped: Skip | None = None
 
     @property
-    def parameters(self) -> list[nn.Parameter]:
-        return [*self.model.parameters(), *self.modules.parameters()]
+    def optimizer(self) -> torch.optim.Optimizer:
+        return self.gradients.optimizer
 
     def update(self, step: int, batches: Sequence[Sequence[Batch]]) -> dict[str, float]:
-        """Update `step` = 0, 1, ...: `batches[i]` are this rank's micro-batches of stream i, perhaps none.
+        """Update `step` = 0, 1, ...: `batches[i]` are this rank's micro-batches of stream i, as many on every rank.
 
         Returns what is logged: the mean of every loss over the global batch under its tag, `loss` their
         weighted sum, `lr` and `grad_norm` (before clipping).
@@ -86,10 +84,20 @@ class Engine:
             torch.zeros(len(self.terms), dtype=torch.float64),
         )
         held: list[_Held] = []
-        for micro in range(max((len(b) for b in batches), default=0)):
-            for number, stream in enumerate(batches):
-                if micro < len(stream):
-                    seen.append(self._micro_step(step, number, stream[micro], totals, sums, counts, held))
+        order = [
+            (number, stream[micro])
+            for micro in range(max((len(b) for b in batches), default=0))
+            for number, stream in enumerate(batches)
+            if micro < len(stream)
+        ]
+        deferred = any(term.counts for number, _ in order for term in self.objectives[number].terms)
+        self.gradients.begin(len(order), deferred=deferred)
+        for i, (number, batch) in enumerate(order):
+            batch = self._mined(number, batch.to(self.model.device))
+            with self.gradients.micro_step(last=i == len(order) - 1):
+                own = self._micro_step(step, number, batch, totals, sums, counts, held)
+            if not batch.ghost:
+                seen.append(Seen.of(batch, self.objectives[number].name, own))
         both = self.ranks.all_reduce(torch.cat([sums, counts])).cpu()
         sums, counts = both[: len(self.terms)], both[len(self.terms) :]
         logged = self._log(step, sums, counts)
@@ -99,12 +107,14 @@ class Engine:
                 parts = [w * s / counts[i].item() for i, s, w in stream_losses.terms if counts[i] > 0]
                 if parts:
                     self.scaler.scale(torch.stack(parts).sum()).backward()
+        self.gradients.finish()
+        if finite:
             logged["grad_norm"] = self._apply(step)
             # A scaler expects gradients that are not finite now and then: it skips them itself and adapts.
             finite = math.isfinite(logged["grad_norm"]) or self.scaler.is_enabled()
         elif self.scaler.is_enabled():
             self.scaler.update(self.scaler.get_scale() * self.scaler.get_backoff_factor())
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
         self.skipped = None if finite else Skip(dict(logged), seen)
         if not finite:
             for buffer, before in zip(self._live_buffers(), buffers, strict=True):
@@ -117,6 +127,13 @@ class Engine:
         units = torch.tensor([float(sum(b.groups for b in stream)) for stream in batches], dtype=torch.float64)
         return self.ranks.all_reduce(units).tolist()
 
+    def _mined(self, number: int, batch: Batch) -> Batch:
+        miner = self.objectives[number].miner
+        if miner is None:
+            return batch
+        with self._autocast(), self.gradients.weights() as model:
+            return miner(model, batch)
+
     def _micro_step(
         self,
         step: int,
@@ -126,50 +143,48 @@ class Engine:
         sums: Tensor,
         counts: Tensor,
         held: list[_Held],
-    ) -> Seen:
+    ) -> dict[str, float]:
+        """Forward, and backward where the units are known. Returns the losses of this micro-batch by tag."""
         objective = self.objectives[number]
-        batch = batch.to(self.model.device)
-        if objective.miner is not None:
-            with self._autocast():
-                batch = objective.miner(self.model, batch)
         with self._autocast():
-            fields = {**batch.extras, **self.model(batch, objective.wants)}
+            values = self.gradients.module(batch, objective)
         first = next(i for i, (o, _) in enumerate(self.terms) if o is objective)
         parts: list[tuple[int, Tensor, float]] = []
         own: dict[str, float] = {}
-        later = False
-        for i, term in enumerate(objective.terms, start=first):
-            mean, own_count = term(fields)
-            count = batch.groups if own_count is None else own_count
-            later |= own_count is not None
-            parts.append((i, mean * count, term.weight_at(step, self.steps)))
-            own[term.tag] = float(mean.detach())
+        for i, (term, (value, own_count)) in enumerate(zip(objective.terms, values, strict=True), start=first):
+            own[term.tag] = float(value.detach())
+            if term.whole:  # the same on all ranks: one logs it, and each takes its share of the gradient
+                count, total = int(self.ranks.rank == 0), value / self.ranks.size
+            else:
+                count = own_count if own_count is not None and not batch.ghost else batch.groups
+                total = value * count
+            parts.append((i, total, term.weight_at(step, self.steps)))
             sums[i] += own[term.tag] * count if count else 0
             counts[i] += count
-        if later:
+        if any(term.counts for term in objective.terms):
             held.append(_Held(parts))
         else:
-            loss = torch.stack([weight * total for _, total, weight in parts]).sum() / totals[number]
+            units = [1.0 if term.whole else totals[number] for term in objective.terms]
+            loss = torch.stack([weight * total / n for (_, total, weight), n in zip(parts, units, strict=True)]).sum()
             self.scaler.scale(loss).backward()
-        return Seen.of(batch, objective.name, own)
+        return own
 
     def _autocast(self) -> AbstractContextManager[object]:
         return nullcontext() if self.dtype is None else torch.autocast(self.model.device.type, self.dtype)
 
     def _apply(self, step: int) -> float:
-        """Sum gradients over ranks, clip, set the rate of this update, step. Returns the norm before clipping."""
-        parameters = self.parameters
-        self.ranks.sum_gradients(parameters)
+        """Clip, set the rate of this update, step. Returns the gradient's norm before clipping."""
         self.scaler.unscale_(self.optimizer)
-        given = [p for p in parameters if p.grad is not None]
-        norm = nn.utils.get_total_norm([p.grad for p in given if p.grad is not None])
+        given = [p for p in self.gradients.parameters if p.grad is not None]
+        norm = self.gradients.norm()
         if not self.scaler.is_enabled() and not norm.isfinite():
             return float(norm)
         if self.options.clip >= 0:
             nn.utils.clip_grads_with_norm_(given, self.options.clip, norm)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(step + 1, self.options.lr, self.options.warmup, self.steps)
-        self.scaler.step(self.optimizer)
+        with self.gradients.stepping():
+            self.scaler.step(self.optimizer)
         self.scaler.update()
         return float(norm)
 

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT during training: the step is finished and saved before the process ends."""
+"""SIGTERM, SIGINT and SIGUSR1 during training: the step is finished and saved before the process ends."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 _ONE = 0.2
 """Seconds within which signals count as one: `timeout` sends its signal to the process and to its group."""
 
@@ -49,7 +49,7 @@ class Interrupts:
     def __enter__(self) -> Interrupts:
         self.asked = None
         if self.enabled:
-            for number in _SIGNALS:
+            for number in SIGNALS:
                 if signal.getsignal(number) is not signal.SIG_IGN:
                     self._set(number, self._note)
             self._set(signal.SIGCHLD, _without_errors(signal.getsignal(signal.SIGCHLD)))
@@ -72,8 +72,12 @@ class Interrupts:
 
     def stop_if_asked(self) -> None:
         """Raises Interrupted where a signal was noted."""
-        if self.asked is not None:
-            raise Interrupted(self.asked, f"stopped by {signal.Signals(self.asked).name}; {self.advice}")
+        self.stop_if(self.asked)
+
+    def stop_if(self, number: int | None) -> None:
+        """Raises Interrupted where there is a signal."""
+        if number is not None:
+            raise Interrupted(number, f"stopped by {signal.Signals(number).name}; {self.advice}")
 
     def _note(self, number: int, _: FrameType | None) -> None:
         if os.getpid() != self._process:  # a forked worker: it ends when its parent ends it

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Literal, Protocol
 
 import torch
@@ -72,14 +73,7 @@ MINERS: dict[str, Callable[..., Miner]] = {"hardest": Hardest}
 
 def with_index(batch: Batch, index: torch.Tensor) -> Batch:
     """The batch with an explicit index into concat(padded text, padded regions), (P,L), -1 for none."""
-    return Batch(
-        batch.roles,
-        batch.pairs,
-        batch.group,
-        batch.ids,
-        {**batch.extras, "joint_index": index},
-        batch.between,
-    )
+    return replace(batch, extras={**batch.extras, "joint_index": index})
 
 
 def _without_gaps(batch: Batch) -> torch.Tensor:

@@ -19,6 +19,8 @@ from .mining import MINERS, Miner
 from .recipe import LossSpec, Recipe, StreamSpec, Weight
 from .schedules import anneal
 
+_GLOBAL = frozenset({"items", "scores"})
+
 
 class Giver(Protocol):
     """What gives fields: a model, or what is known of it before it is built."""
@@ -32,16 +34,25 @@ class Giver(Protocol):
 
 @dataclass(frozen=True)
 class Term:
-    """One loss of a stream: `call` takes the fields in `reads`' order."""
+    """One loss of a stream: `call` takes the fields in `reads`, each with its kind, in their order.
+
+    counts: whether it gives its own count of units.
+    """
 
     tag: str
-    reads: tuple[str, ...]
+    reads: tuple[tuple[str, str], ...]
     call: Callable[..., Any]
     weight: Weight
+    counts: bool
+
+    @property
+    def whole(self) -> bool:
+        """Whether it sees the global batch, and has the same value on all ranks."""
+        return any(kind in _GLOBAL for _, kind in self.reads)
 
     def __call__(self, fields: Mapping[str, Tensor]) -> tuple[Tensor, int | None]:
         """The loss's mean, and its own count of units where it gives one."""
-        value = self.call(*(fields[name] for name in self.reads))
+        value = self.call(*(fields[name] for name, _ in self.reads))
         return value if isinstance(value, tuple) else (value, None)
 
     def weight_at(self, step: int, total: int) -> float:
@@ -57,6 +68,10 @@ class Objective:
     miner: Miner | None
     wants: frozenset[str]
 
+    def of_kind(self, kind: str) -> frozenset[str]:
+        """The fields of this kind that its losses read."""
+        return frozenset(name for term in self.terms for name, of in term.reads if of == kind)
+
 
 def build_objectives(recipe: Recipe, model: Giver) -> tuple[list[Objective], nn.ModuleList]:
     """The objectives of a recipe, and the losses among them that are modules (with parameters or state).
@@ -68,6 +83,14 @@ def build_objectives(recipe: Recipe, model: Giver) -> tuple[list[Objective], nn.
         _objective(stream, name, f"streams.{i}", model, wrong)
         for i, (stream, name) in enumerate(zip(recipe.streams, recipe.stream_names(), strict=True))
     ]
+    if recipe.accumulate > 1:
+        wrong += [
+            f"accumulate: {recipe.accumulate} micro-steps do not fit the loss {term.tag}, which sees the global batch; "
+            "set accumulate to 1 and raise batch, or the number of ranks"
+            for objective in objectives
+            for term in objective.terms
+            if term.whole
+        ]
     if wrong:
         raise ConfigError("the recipe cannot be trained:\n  " + "\n  ".join(wrong))
     modules = nn.ModuleList(t.call for o in objectives for t in o.terms if isinstance(t.call, nn.Module))
@@ -92,7 +115,7 @@ def _objective(stream: StreamSpec, name: str, where: str, model: Giver, wrong: l
         for i, spec in enumerate(stream.losses)
         if (term := _term(spec, name, f"{where}.losses.{i}", model, added, wrong)) is not None
     ]
-    wants = frozenset(field for term in terms for field in term.reads if field in model.fields)
+    wants = frozenset(field for term in terms for field, _ in term.reads if field in model.fields)
     return Objective(name, tuple(terms), miner, wants)
 
 
@@ -103,8 +126,8 @@ def _term(spec: LossSpec, stream: str, where: str, model: Giver, added: set[str]
     signature = losses.signature(spec.use)
     mapping = {k: v for k, v in spec.options.items() if k in signature.fields}
     options = {k: v for k, v in spec.options.items() if k not in signature.fields}
-    reads = tuple(mapping.get(name, name) for name in signature.fields)
-    missing = [name for name in reads if name not in model.fields and name not in added]
+    reads = tuple((mapping.get(name, name), kind) for name, kind in signature.fields.items())
+    missing = [name for name, _ in reads if name not in model.fields and name not in added]
     for name in missing:
         givers = [m for m, cls in registered().items() if name in cls.all_fields]
         fed = ", ".join(feedable(model, added)) or "none"
@@ -116,7 +139,7 @@ def _term(spec: LossSpec, stream: str, where: str, model: Giver, added: set[str]
     if missing or checked is None:
         return None
     call = losses.build(spec.use, **checked)
-    return Term(spec.tag or f"{stream}/{spec.use}", reads, call, spec.weight)
+    return Term(spec.tag or f"{stream}/{spec.use}", reads, call, spec.weight, signature.counts)
 
 
 def feedable(model: Giver, added: Iterable[str] = ("matched",)) -> list[str]:

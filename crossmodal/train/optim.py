@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from crossmodal.errors import ConfigError, nearest
+from crossmodal.model.fused import probe
 
 NO_DECAY = ("bias", "LayerNorm.bias", "LayerNorm.weight")
 
@@ -31,7 +32,7 @@ class PublishedAdamW(Optimizer):
 
     Args:
         params: parameters or groups; a group may set its own `lr`, `betas`, `eps` and `weight_decay`.
-        lr: learning rate, at least 0.
+        lr: learning rate, at least 0; published: 5e-5.
         betas: decay of the two running means, each in [0, 1).
         eps: at least 0; published: 1e-6.
         weight_decay: at least 0; published: 0.01.
@@ -44,7 +45,7 @@ class PublishedAdamW(Optimizer):
     def __init__(
         self,
         params: Iterable[Any],
-        lr: float,
+        lr: float = 5e-5,
         betas: tuple[float, float] = (0.9, 0.98),
         eps: float = 1e-6,
         weight_decay: float = 0.01,
@@ -123,9 +124,21 @@ def parameter_groups(
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": spared, "weight_decay": 0.0}]
 
 
+def adamw(groups: list[dict[str, Any]], **options: Any) -> Optimizer:
+    """torch's AdamW; for parameters on a GPU apex's kernel of the same formula, where it runs (`model.fused`).
+
+    The two differ for a parameter that has no gradient in some updates: apex corrects its means by the number of all
+    updates. torch's own `fused=True` stays off, since a checkpoint would carry it to whatever machine goes on.
+    """
+    plain = torch.optim.AdamW(groups, **options)  # torch alone refuses options outside their range
+    on_gpu = all(p.is_cuda for group in plain.param_groups for p in group["params"])
+    fused: Callable[..., Optimizer] | None = probe().adam if on_gpu else None
+    return plain if fused is None else fused(plain.param_groups, **options)
+
+
 _OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "published_adamw": PublishedAdamW,
-    "adamw": torch.optim.AdamW,
+    "adamw": adamw,
     "adam": torch.optim.Adam,
     "adamax": torch.optim.Adamax,
 }

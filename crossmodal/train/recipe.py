@@ -129,6 +129,18 @@ class ValidateSpec(Strict):
     gallery: int | None = Field(None, ge=2, description="fixed galleries of so many images instead of all")
 
 
+class DistributedSpec(Strict):
+    """How several ranks share their gradients; docs/distributed.md compares the ways."""
+
+    gradients: Literal["flat", "overlapped", "sharded"] = Field(
+        "flat", description="flat: one sum behind the backward pass, as published; overlapped: DDP, or horovod's "
+        "optimizer; sharded: FSDP2, gradients and optimizer states in shards (torchrun)")  # fmt: skip
+    half: bool = Field(False, description="exchange gradients in float16 (flat, overlapped)")
+    unused_parameters: bool = Field(True, description="DDP: look for parameters that a step does not use")
+    static_graph: bool = Field(False, description="DDP: every step uses the same parameters in the same order")
+    bucket_mb: float = Field(25, gt=0, description="DDP: MB of gradients that are exchanged at once")
+
+
 class Recipe(Strict):
     name: str = "run"
     seed: int = 42
@@ -140,6 +152,7 @@ class Recipe(Strict):
     data: dict[str, DataSpec]
     streams: list[StreamSpec] = Field(min_length=1)
     optimizer: OptimizerSpec = OptimizerSpec()
+    distributed: DistributedSpec = DistributedSpec()
     validation: ValidateSpec | None = None
     keep: int = Field(2, ge=1, description="how many of the latest checkpoints stay beside the best")
     save_every: int | None = Field(None, ge=1, description="updates between checkpoints, beside each validation's")
@@ -162,6 +175,8 @@ class Recipe(Strict):
         ratios = [s.ratio is not None for s in self.streams]
         if any(ratios) and not all(ratios):
             wrong.append("streams: some have a ratio and some have none; give every stream one, or none")
+        if self.distributed.gradients == "sharded" and self.precision == "fp16":
+            wrong.append("precision: fp16 does not go with distributed.gradients: sharded; use bf16 or fp32")
         if wrong:
             raise ValueError("\n".join(wrong))
         return self

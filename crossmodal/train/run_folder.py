@@ -37,6 +37,10 @@ class RunFolder:
     def __init__(self, path: Path, ranks: OneProcess) -> None:
         self.path, self.ranks = path, ranks
 
+    def begun(self) -> bool:
+        """Whether a run was begun here."""
+        return bool(self.ranks.broadcast_object((self.path / RECIPE).is_file()))
+
     def refuse_used(self) -> None:
         """Raises ConfigError where something is there already, but for what a killed start left half-written."""
         used = self.path.exists() and (not self.path.is_dir() or any(not _is_partial(p) for p in self.path.iterdir()))

@@ -9,21 +9,24 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 from tqdm import tqdm
 
 from crossmodal.data.batches import Batch
 from crossmodal.data.corpus import Corpus
 from crossmodal.data.datasets import DATASETS
-from crossmodal.data.samplers import GlobalOrder, stable_hash
+from crossmodal.data.samplers import GlobalOrder, Place, stable_hash
 from crossmodal.errors import CheckpointError, ConfigError
 from crossmodal.evaluate.retrieval import fixed_gallery_recall, score_corpus
 from crossmodal.model.checkpoints import load_state, read_state
+from crossmodal.model.fused import with_fused_layer_norm
 
 from . import checkpoints
+from .clock import Clock
 from .distributed import OneProcess
 from .engine import Engine
-from .interrupts import Interrupts
-from .loader import StreamLoader, WorkerLost
+from .interrupts import SIGNALS, Interrupts
+from .loader import StreamLoader
 from .metrics import VALID, MetricsLog
 from .objectives import build_objectives
 from .optim import build_optimizer, parameter_groups
@@ -40,8 +43,9 @@ class Trainer:
 
     At a step that is due, the step's checkpoint is written first, then the model is validated, then `best` and
     the metrics are written: whatever ends the process in between, `resume` loses no training and gives the same
-    run bit for bit. With `signals`, SIGTERM and SIGINT end `train` with Interrupted when the step is saved; under
-    several ranks they do what they do elsewhere.
+    run bit for bit, also where the number of ranks has changed in between, but for what that rounds off. With
+    `signals`, SIGTERM, SIGINT and SIGUSR1 to any rank end `train` on all of them, with Interrupted, when the step is
+    saved.
     """
 
     def __init__(
@@ -55,7 +59,7 @@ class Trainer:
         signals: bool = True,
     ) -> None:
         self.recipe, self.output, self.ranks, self.progress = recipe, output, ranks or OneProcess(), progress
-        self.device = _device(self.ranks)
+        self.device = self.ranks.device
         self.folder = RunFolder(output, self.ranks)
         if not resume:
             self.folder.refuse_used()
@@ -64,7 +68,11 @@ class Trainer:
         modules.to(self.device)
         found = self.folder.latest(recipe) if resume else None
         self._corpora: dict[str, Corpus] = {}
-        self.model = build_model(recipe.model, lambda: self.corpus(recipe.streams[0].data.use)).to(self.device).train()
+        model = build_model(recipe.model, lambda: self.corpus(recipe.streams[0].data.use))
+        self.model = with_fused_layer_norm(model.to(self.device)).train()
+        if found is not None:
+            self._restore_weights(*found)
+        self._agree_on_weights(modules)
         groups = parameter_groups(
             self.model, weight_decay=recipe.optimizer.weight_decay, no_decay=recipe.optimizer.no_decay
         )
@@ -75,21 +83,20 @@ class Trainer:
         )
         self.engine = Engine(
             self.model, self.objectives, optimizer, recipe.optimizer, steps=recipe.steps,
-            precision=recipe.precision, ranks=self.ranks, modules=modules,
+            precision=recipe.precision, ranks=self.ranks, modules=modules, distributed=recipe.distributed,
         )  # fmt: skip
         self.step, self.best, skipped = 0, -1.0, 0
+        self._places: dict[str, Place] = {}
         # Dropout differs between ranks; with dropout 0 nothing below draws from the global generators.
         _seed(stable_hash((recipe.seed, self.ranks.rank)) % 2**32)
         if found is not None:
             self._restore(*found)
             self.best, skipped = checkpoints.best_value(output, self.step), found[1].get("skipped", 0)
-        self._saved = self.step
         self.folder.prepare(recipe)
+        self.clock = Clock(self.ranks)
         self.metrics = MetricsLog(output, step=self.step, enabled=self.ranks.rank == 0)
         self.strikes = Strikes(output, recipe.max_skipped, self.ranks, step=self.step, count=skipped)
-        self.interrupts = Interrupts(
-            f"go on with {self.folder.resume_command}", enabled=signals and self.ranks.size == 1
-        )
+        self.interrupts = Interrupts(f"go on with {self.folder.resume_command}", enabled=signals)
 
     def corpus(self, name: str) -> Corpus:
         """A corpus of the recipe, opened once."""
@@ -102,12 +109,12 @@ class Trainer:
 
         Raises Interrupted after a signal, TrainingError where too many steps were skipped.
         """
-        loaders = self._loaders() if self.step < self.recipe.steps else []
+        loaders = self.loaders() if self.step < self.recipe.steps else []
         with self.interrupts:
             try:
                 metrics = self._all_steps(loaders)
                 self._write_last()
-                self.interrupts.stop_if_asked()
+                self.interrupts.stop_if(self._asked())
             finally:
                 for loader in loaders:
                     loader.close()
@@ -115,13 +122,14 @@ class Trainer:
 
     def validate(self) -> dict[str, float]:
         """Metrics on the validation corpus, the mean of both directions among them; nothing without one."""
-        options = self.recipe.validation
+        options, tokens = self.recipe.validation, self.recipe.token_budget
         if options is None:
             return {}
         corpus = self.corpus(options.data)
-        if options.gallery is not None:
-            return fixed_gallery_recall(self.model, corpus, options.gallery, tokens=self.recipe.token_budget)
-        return score_corpus(self.model, corpus, tokens=self.recipe.token_budget, ranks=self.ranks).metrics()
+        with self.engine.gradients.weights() as model:
+            if options.gallery is not None:
+                return fixed_gallery_recall(model, corpus, options.gallery, tokens=tokens)
+            return score_corpus(model, corpus, tokens=tokens, ranks=self.ranks).metrics()
 
     def _all_steps(self, loaders: list[StreamLoader]) -> dict[str, float]:
         metrics = self._resumed_validation()
@@ -131,22 +139,26 @@ class Trainer:
         ) as bar:
             while self.step < self.recipe.steps:
                 self._one_step(self._batches(loaders), bar)
-                if self._due(self.recipe.save_every) or self._validation_due() or self.interrupts.asked:
-                    self._save()
-                self.interrupts.stop_if_asked()
+                asked = self._asked()
+                if self._due(self.recipe.save_every) or self._validation_due() or asked is not None:
+                    with self.clock.paused():
+                        self._save(loaders)
+                self.interrupts.stop_if(asked)
                 if self._validation_due():
                     metrics = self._validated()
+        log.info("time of the steps: %s", self.clock)
         return metrics
 
     def _batches(self, loaders: list[StreamLoader]) -> list[list[Batch]]:
         drawn = drawn_stream(self.recipe, self.step)
-        try:
+        with self.clock.waiting():
             return [loader.next() if drawn in (None, i) else [] for i, loader in enumerate(loaders)]
-        except WorkerLost:
-            if self.interrupts.asked and self._saved < self.step:  # the signal reached the workers too
-                self._save()
-            self.interrupts.stop_if_asked()
-            raise
+
+    def _asked(self) -> int | None:
+        """A signal to any rank, the same on every rank. What comes later waits for the next call."""
+        asked = torch.tensor([self.interrupts.asked == number for number in SIGNALS])
+        votes = self.ranks.all_reduce(asked).tolist()
+        return next((number for number, some in zip(SIGNALS, votes, strict=True) if some), None)
 
     def _one_step(self, batches: list[list[Batch]], bar: tqdm[Any]) -> None:
         logged = self.engine.update(self.step, batches)
@@ -157,7 +169,7 @@ class Trainer:
             logged["skipped"] = self.strikes.count
         if self._due(self.recipe.log_every) or self.engine.skipped is not None:
             bar.set_postfix(loss=f"{logged['loss']:.4f}")
-            self.metrics.write(self.step, {f"train/{k}": v for k, v in logged.items()})
+            self.metrics.write(self.step, {f"train/{k}": v for k, v in logged.items()} | self.clock.shares())
 
     def _due(self, every: int | None) -> bool:
         return every is not None and (self.step % every == 0 or self.step == self.recipe.steps)
@@ -174,50 +186,55 @@ class Trainer:
 
     def _validated(self) -> dict[str, float]:
         """Validate; write the best checkpoint, then the rows by which a resumed run knows that this was done."""
-        with self.interrupts.at_once():
+        with self.interrupts.at_once(), self.clock.paused():
             metrics = self.validate()
         name = next((name for name in ("r_mean", "recall_1") if name in metrics), None)
         value = metrics[name] if name else 0.0
         if self.ranks.rank == 0 and (value > self.best or name is None):
             best = {"step": self.step, "metric": name, "value": value}
-            checkpoints.write(self.output / "best", self.model, best=best)
+            with self.engine.gradients.weights() as model:
+                checkpoints.write(self.output / "best", model, best=best)
         self.best = max(value, self.best)
         self.metrics.write(self.step, {f"{VALID}{k}": v for k, v in metrics.items()})
         self.ranks.barrier()
         return metrics
 
-    def _save(self) -> None:
+    def _save(self, loaders: list[StreamLoader]) -> None:
         """Write the step's checkpoint: all that a resumed run needs."""
         states = self.ranks.gather_objects(checkpoints.random_state())
-        if self.ranks.rank == 0:
-            training = {
-                "step": self.step, "skipped": self.strikes.count, "optimizer": self.engine.optimizer.state_dict(),
-                "scaler": self.engine.scaler.state_dict(), "losses": self.engine.modules.state_dict(),
-                "random": states, "ranks": self.ranks.size,
-            }  # fmt: skip
-            self.metrics.sync()
-            checkpoints.write(self.output / "checkpoints" / f"step_{self.step}", self.model, training)
-            checkpoints.drop_old(self.output, self.recipe.keep)
-        self._saved = self.step
+        optimizer = self.engine.gradients.state()
+        places = {name: vars(loader.place) for name, loader in zip(self.recipe.stream_names(), loaders, strict=True)}
+        training = {
+            "step": self.step, "skipped": self.strikes.count, "optimizer": optimizer,
+            "scaler": self.engine.scaler.state_dict(), "losses": self.engine.modules.state_dict(),
+            "random": states, "ranks": self.ranks.size, "places": places,
+        }  # fmt: skip
+        with self.engine.gradients.weights() as model:
+            if self.ranks.rank == 0:
+                self.metrics.sync()
+                checkpoints.write(self.output / "checkpoints" / f"step_{self.step}", model, training)
+                checkpoints.drop_old(self.output, self.recipe.keep)
         self.ranks.barrier()
 
     def _write_last(self) -> None:
-        if self.ranks.rank == 0:
-            last, step = self.output / "last", self.output / "checkpoints" / f"step_{self.step}"
-            if not checkpoints.same_weights(last, step):
-                checkpoints.write(last, self.model)
+        last, step = self.output / "last", self.output / "checkpoints" / f"step_{self.step}"
+        with self.engine.gradients.weights() as model:
+            if self.ranks.rank == 0 and not checkpoints.same_weights(last, step):
+                checkpoints.write(last, model)
         self.ranks.barrier()
 
-    def _restore(self, folder: Path, state: checkpoints.State) -> None:
+    def _restore_weights(self, folder: Path, state: checkpoints.State) -> None:
         if state["step"] > self.recipe.steps:
             raise ConfigError(
                 f"{folder} is at step {state['step']}, the recipe has {self.recipe.steps} steps; raise steps to go on"
             )
         load_state(self.model, read_state(folder), where=folder)
+
+    def _restore(self, folder: Path, state: checkpoints.State) -> None:
         groups = self.engine.optimizer.param_groups
         options = [{k: group[k] for k in ("betas", "weight_decay")} for group in groups]  # the recipe's, not the saved
         try:
-            self.engine.optimizer.load_state_dict(state["optimizer"])
+            self.engine.gradients.load(state["optimizer"])
             for group, own in zip(self.engine.optimizer.param_groups, options, strict=True):
                 group.update(own)
             self.engine.scaler.load_state_dict(state["scaler"])
@@ -228,12 +245,20 @@ class Trainer:
                 "resume with the recipe of the run"
             ) from None
         self.step = state["step"]
+        self._places = {name: Place(**place) for name, place in state.get("places", {}).items()}
         if state["ranks"] == self.ranks.size:
             checkpoints.set_random_state(state["random"][self.ranks.rank])
         log.info("resumed from %s at step %d of %d", folder, self.step, self.recipe.steps)
 
-    def _loaders(self) -> list[StreamLoader]:
-        recipe, pin = self.recipe, self.device.type == "cuda"
+    def _agree_on_weights(self, modules: nn.ModuleList) -> None:
+        """Rank 0's, should machines initialise differently."""
+        with torch.no_grad():
+            for tensor in (*self.model.state_dict().values(), *modules.state_dict().values()):
+                tensor.copy_(self.ranks.broadcast(tensor))
+
+    def loaders(self) -> list[StreamLoader]:
+        """What hands out the batches of each stream from this step on."""
+        recipe = self.recipe
         drawn = [drawn_stream(recipe, step) for step in range(self.step)]
         loaders = []
         for i, (stream, name) in enumerate(zip(recipe.streams, recipe.stream_names(), strict=True)):
@@ -247,8 +272,9 @@ class Trainer:
                 stream=name,
                 rank=self.ranks.rank,
                 world=self.ranks.size,
+                begin=self._places.get(name, Place()),
             )
-            start = sum(d in (None, i) for d in drawn)
+            pin, start = self.device.type == "cuda", sum(d in (None, i) for d in drawn)
             loaders.append(
                 StreamLoader(anchors, order, accumulate=recipe.accumulate, workers=recipe.workers, start=start, pin=pin)
             )
@@ -261,10 +287,6 @@ def drawn_stream(recipe: Recipe, step: int) -> int | None:
     if not weights:
         return None
     return random.Random(stable_hash((recipe.seed, "streams", step))).choices(range(len(weights)), weights)[0]
-
-
-def _device(ranks: OneProcess) -> torch.device:
-    return torch.device("cuda", ranks.local_rank) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def _seed(seed: int) -> None:

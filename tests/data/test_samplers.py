@@ -3,7 +3,6 @@ from __future__ import annotations
 import random
 import subprocess
 import sys
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +12,14 @@ from hypothesis import strategies as st
 
 from crossmodal.data.samplers import (
     GlobalOrder,
+    Place,
     draw_negatives,
     keyed_random,
     negatives,
     stable_hash,
     token_buckets,
 )
-from crossmodal.errors import CheckpointError, ConfigError, DataError
+from crossmodal.errors import ConfigError, DataError
 
 sizes = st.integers(1, 60)
 batches = st.integers(1, 7)
@@ -52,17 +52,47 @@ def test_the_global_order_does_not_depend_on_the_number_of_ranks(size: int, batc
 
 
 @settings(deadline=None)
-@given(sizes, batches, worlds, st.integers(0, 12), st.integers(1, 12))
-def test_resumed_equals_unbroken(size: int, batch: int, world: int, before: int, after: int) -> None:
-    def order() -> GlobalOrder:
-        return GlobalOrder(size, batch, seed=5, stream="t", rank=world - 1, world=world)
+@given(sizes, batches, worlds, st.integers(0, 12), st.integers(0, 12))
+def test_an_order_that_begins_at_a_place_goes_on_as_the_whole_one(
+    size: int, batch: int, world: int, before: int, after: int
+) -> None:
+    def order(begin: Place) -> GlobalOrder:
+        return GlobalOrder(size, batch, seed=5, stream="t", rank=world - 1, world=world, begin=begin)
 
-    whole, first, second = order(), order(), order()
-    unbroken = [(epoch, part.tolist()) for epoch, part in islice(whole, before + after)]
-    assert len(list(islice(first, before))) == first.position == before
-    second.restore(first.state())
-    resumed = [(epoch, part.tolist()) for epoch, part in islice(second, after)]
-    assert resumed == unbroken[before:]
+    whole = order(Place())
+    resumed = order(begin=whole.place(before))
+    assert whole.place(before).step == before
+    assert resumed.place(before + after) == whole.place(before + after)
+    (epoch, part), (expected_epoch, expected) = resumed.slice(before + after), whole.slice(before + after)
+    assert (epoch, part.tolist()) == (expected_epoch, expected.tolist())
+
+
+@settings(deadline=None)
+@given(sizes, st.lists(st.tuples(batches, worlds, st.integers(0, 6)), min_size=1, max_size=4), st.booleans())
+def test_each_anchor_is_seen_once_an_epoch_whatever_the_ranks_were_in_between(
+    size: int, parts: list[tuple[int, int, int]], finish: bool
+) -> None:
+    """Runs of some steps each with its own batch and number of ranks, then one to the end of its epoch."""
+    begin, seen = Place(), dict[int, list[int]]()
+    for batch, world, steps in parts:
+        ranks = [GlobalOrder(size, batch, seed=2, stream="t", rank=r, world=world, begin=begin) for r in range(world)]
+        last = begin.step + steps
+        while finish and ranks[0].place(last).seen:
+            last += 1
+        for step in range(begin.step, last):
+            for order in ranks:
+                epoch, anchors = order.slice(step)
+                seen.setdefault(epoch, []).extend(anchors.tolist())
+        begin = ranks[0].place(last)
+    expected = GlobalOrder(size, 1, seed=2, stream="t")
+    for epoch, anchors in seen.items():
+        order = expected.permutation(epoch).tolist()
+        assert anchors == (order if epoch < begin.epoch else order[: begin.seen])
+
+
+def test_a_step_before_the_beginning_is_refused() -> None:
+    with pytest.raises(ValueError, match="begins at step 3"):
+        GlobalOrder(10, 2, seed=0, stream="t", begin=Place(step=3)).at(2)
 
 
 def test_epochs_streams_and_seeds_differ() -> None:
@@ -94,13 +124,6 @@ def test_what_cannot_be_ordered_is_refused() -> None:
         GlobalOrder(0, 4, seed=0, stream="t")
     with pytest.raises(ConfigError, match="rank 2"):
         GlobalOrder(5, 4, seed=0, stream="t", rank=2, world=2)
-
-
-def test_a_position_of_another_order_is_refused() -> None:
-    state = GlobalOrder(10, 2, seed=0, stream="t").state()
-    GlobalOrder(10, 1, seed=0, stream="t", world=2).restore(state)
-    with pytest.raises(CheckpointError, match="size 10, this run has 11"):
-        GlobalOrder(11, 2, seed=0, stream="t").restore(state)
 
 
 def test_keys_are_the_same_in_every_process() -> None:

@@ -1,11 +1,15 @@
 """Trains and scores the cases of `test_distributed.py` on this process's rank and writes down what came out.
 
-python -m torch.distributed.run --standalone --nproc-per-node 2 -m tests.train.dist_worker WORLD TEXTS OUTPUT
+python -m torch.distributed.run --standalone --nproc-per-node 2 -m tests.train.dist_worker LAUNCHER WORLD TEXTS OUTPUT
+horovodrun -np 2 python -m tests.train.dist_worker LAUNCHER WORLD TEXTS OUTPUT
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +18,29 @@ import torch
 from crossmodal.evaluate.plots import read_metrics
 from crossmodal.evaluate.retrieval import score_corpus
 from crossmodal.train.distributed import OneProcess, connect
+from crossmodal.train.optim import parameter_groups
 from crossmodal.train.recipe import Recipe, parse_recipe
 from crossmodal.train.trainer import Trainer
 
 from ..recipes import tiny_recipe
+from . import dual_encoder  # noqa: F401  registers the model, losses and dataset of the gathered cases
+from .exchanges import exchanged
+from .runs import Dying, Killed
 
 ANCHORS = 25
 GLOBAL_BATCH = 6
 """Anchors of an update over all ranks; an epoch of 25 ends with an update of a single anchor."""
 STEPS = 7
+LAST = 3
+"""The step after which a resumed case is cut off."""
 
 MASKED = {
     "data": {"use": "train", "draw": "masked_words", "probability": 0.3},
     "losses": [{"use": "masked_words", "weight": 0.5}, {"use": "itm"}],
 }
+MATCHED = {"data": {"use": "train", "draw": "masked_words", "probability": 0.3}, "losses": [{"use": "itm"}]}
+OVERLAPPED = {"gradients": "overlapped"}
+SHARDED = {"gradients": "sharded"}
 
 
 def _pools(anchor: str, *more: dict[str, Any]) -> dict[str, Any]:
@@ -46,66 +59,158 @@ def _with_iais(alignment: str, text: str, image: str) -> list[dict[str, Any]]:
     return [_pools("text", loss(text)), _pools("image", loss(image))]
 
 
-CASES: dict[str, list[dict[str, Any]]] = {
-    "margin": [_pools("text"), _pools("image")],
-    "iais_singular": _with_iais("singular", "linguistic", "visual"),
-    "iais_distributed": _with_iais("distributed", "linguistic", "visual"),
-    "iais_both_sides": _with_iais("singular", "both", "both"),
-    "masked_words": [_pools("text"), MASKED],
-    "accumulated": [*_with_iais("singular", "linguistic", "visual"), MASKED],
-    "mixed": [{**_pools("image"), "ratio": 1.0}, {**MASKED, "ratio": 2.0}],
+def _gathered(*losses: str) -> list[dict[str, Any]]:
+    named = [{"use": loss, "weight": 0.5 + i} for i, loss in enumerate(losses)]
+    return [{"data": {"use": "train", "draw": "test_matched"}, "losses": named}]
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is trained, and how several ranks do it; one process does it without `distributed` and `accumulate`.
+
+    like: the case whose outcome one process gives; resumed: cut off after a step with a checkpoint, and gone on with.
+    """
+
+    streams: list[dict[str, Any]]
+    distributed: dict[str, Any] = field(default_factory=dict)
+    accumulate: int = 1
+    dtype: torch.dtype = torch.float64
+    model: str = "uniter"
+    like: str = ""
+    resumed: bool = False
+
+    @property
+    def close(self) -> float:
+        """The largest difference that is taken for none."""
+        return 1e-9 if self.dtype == torch.float64 else 1e-5
+
+    @property
+    def rate(self) -> float:
+        """A learning rate; Adam makes of a gradient that rounding alone has left a step of this size."""
+        return 0.01 if self.dtype == torch.float64 else 0.001
+
+
+SINGULAR = _with_iais("singular", "linguistic", "visual")
+CASES: dict[str, Case] = {
+    "margin": Case([_pools("text"), _pools("image")]),
+    "iais_singular": Case(SINGULAR),
+    "iais_distributed": Case(_with_iais("distributed", "linguistic", "visual")),
+    "iais_both_sides": Case(_with_iais("singular", "both", "both")),
+    "masked_words": Case([_pools("text"), MASKED]),
+    "accumulated": Case([*SINGULAR, MASKED], accumulate=2),
+    "mixed": Case([{**_pools("image"), "ratio": 1.0}, {**MASKED, "ratio": 2.0}]),
+    "float32": Case([_pools("text"), _pools("image")], dtype=torch.float32),
+    "float32_iais": Case(SINGULAR, dtype=torch.float32),
+    "gathered": Case(_gathered("test_contrastive", "test_sum_of_scores"), model="test_dual"),
+    # The same losses once more, with gradients that go to the other ranks by another way.
+    "iais_overlapped": Case(SINGULAR, OVERLAPPED, like="iais_singular"),
+    "masked_words_overlapped": Case([_pools("text"), MASKED], OVERLAPPED, like="masked_words"),
+    "accumulated_overlapped": Case([*SINGULAR, MASKED], OVERLAPPED, accumulate=2, like="accumulated"),
+    "gathered_overlapped": Case(
+        _gathered("test_contrastive", "test_sum_of_scores"), OVERLAPPED, model="test_dual", like="gathered"
+    ),
+    # Parameters that the last micro-step leaves out, and of which an earlier one has a gradient.
+    "matched_then_ranked": Case([MATCHED, _pools("text")]),
+    "matched_then_ranked_overlapped": Case(
+        [MATCHED, _pools("text")], OVERLAPPED, accumulate=2, like="matched_then_ranked"
+    ),
+    "iais_sharded": Case(SINGULAR, SHARDED, like="iais_singular"),
+    "accumulated_sharded": Case([*SINGULAR, MASKED], SHARDED, accumulate=2, like="accumulated"),
+    "gathered_sharded": Case(
+        _gathered("test_contrastive", "test_sum_of_scores"), SHARDED, model="test_dual", like="gathered"
+    ),
+    "matched_then_ranked_sharded": Case([MATCHED, _pools("text")], SHARDED, accumulate=2, like="matched_then_ranked"),
+    "iais_resumed": Case(SINGULAR, like="iais_singular", resumed=True),
+    "accumulated_overlapped_resumed": Case(
+        [*SINGULAR, MASKED], OVERLAPPED, accumulate=2, like="accumulated", resumed=True
+    ),
+    "gathered_sharded_resumed": Case(
+        _gathered("test_contrastive", "test_sum_of_scores"), SHARDED, model="test_dual", like="gathered", resumed=True
+    ),
+    "iais_sharded_resumed": Case(SINGULAR, SHARDED, like="iais_singular", resumed=True),
 }
+ALONE = [name for name, case in CASES.items() if not case.like]
+
+
+def cases_of(launcher: str) -> list[str]:
+    """The cases that ranks of this launcher can run."""
+    return [name for name, case in CASES.items() if case.distributed != SHARDED or launcher == "torchrun"]
 
 
 def losses_of(case: str) -> set[str]:
-    return {loss["use"] for stream in CASES[case] for loss in stream["losses"]}
+    return {loss["use"] for stream in CASES[case].streams for loss in stream["losses"]}
 
 
-def make_recipe(case: str, world: Path, texts: Path, ranks: int) -> Recipe:
-    """The case for so many ranks. `accumulated` takes two micro-steps under several, one where it is alone."""
+def make_recipe(name: str, world: Path, texts: Path, ranks: int) -> Recipe:
+    """The case for so many ranks."""
+    case = CASES[name]
     values = tiny_recipe(
         world,
         steps=STEPS,
         batch=GLOBAL_BATCH // ranks,
-        accumulate=2 if case == "accumulated" and ranks > 1 else 1,
+        accumulate=case.accumulate if ranks > 1 else 1,
         data={"train": {"texts": str(texts), "images": str(world / "regions" / "train")}},
-        streams=CASES[case],
-        optimizer={"lr": 0.01, "warmup": 2, "weight_decay": 0.1, "clip": 0.5},
+        streams=case.streams,
+        optimizer={"lr": case.rate, "warmup": 2, "weight_decay": 0.1, "clip": 0.5},
+        distributed=case.distributed,
         validation={"every": STEPS},
+        save_every=LAST,
     )
     # Weights spread widely, so that attention and ranking are far from uniform.
-    pretraining = "masked_words" in losses_of(case)
+    pretraining = bool(losses_of(name) & {"masked_words", "itm"})
     config = {**values["model"]["config"], "initializer_range": 0.2, "pretraining": pretraining}
-    values["model"] = {"config": config, "dropout": 0.0}
+    values["model"] = {"use": case.model, "config": config, "dropout": 0.0}
     return parse_recipe(values)
 
 
-def run_case(case: str, world: Path, texts: Path, output: Path, ranks: OneProcess) -> dict[str, Any]:
-    """Train a case in float64 with GLOBAL_BATCH anchors an update over all ranks, then score its corpus."""
-    trainer = Trainer(make_recipe(case, world, texts, ranks.size), output / case, ranks)
-    trainer.model.double()
-    initial = {name: weight.clone() for name, weight in trainer.model.state_dict().items()}
-    trainer.train()
-    scored = score_corpus(trainer.model, trainer.corpus("train"), tokens=200, ranks=ranks)
-    stepped = trainer.engine.optimizer.state
+def run_case(name: str, world: Path, texts: Path, output: Path, ranks: OneProcess) -> dict[str, Any]:
+    """Train a case with GLOBAL_BATCH anchors an update over all ranks, then score its corpus."""
+    with _default(CASES[name].dtype):
+        recipe = make_recipe(name, world, texts, ranks.size)
+        trainer = Trainer(recipe, output / name, ranks)
+        with trainer.engine.gradients.weights() as model:
+            initial = {key: weight.clone() for key, weight in model.state_dict().items()}
+        if CASES[name].resumed:
+            dying = Dying(recipe, output / name, ranks, resume=True)
+            dying.last = LAST
+            with suppress(Killed):
+                dying.train()
+            trainer = Trainer(recipe, output / name, ranks, resume=True)
+            assert trainer.step == LAST
+        trainer.train()
+        with trainer.engine.gradients.weights() as model:
+            scored = score_corpus(model, trainer.corpus("train"), tokens=200, ranks=ranks)
+    names = {parameter: key for key, parameter in model.named_parameters()}
+    groups = parameter_groups(model, weight_decay=0.1)
+    order = [names[parameter] for group in groups for parameter in group["params"]]
+    stepped = {order[i] for i in trainer.engine.gradients.state()["state"] if i < len(order)}
     return {
         "initial": initial,
-        "weights": trainer.model.state_dict(),
-        "unused": [name for name, parameter in trainer.model.named_parameters() if parameter not in stepped],
-        "logged": read_metrics(output / case / "metrics.jsonl"),
+        "weights": model.state_dict(),
+        "losses": trainer.engine.modules.state_dict(),
+        "unused": [key for key in names.values() if key not in stepped],
+        "logged": [r for r in read_metrics(output / name / "metrics.jsonl") if not r["name"].startswith("time/")],
+        "shares": [r for r in read_metrics(output / name / "metrics.jsonl") if r["name"].startswith("time/")],
         "scores": scored.scores,
         "metrics": scored.metrics(),
     }
 
 
-def main(world: Path, texts: Path, output: Path) -> None:
-    ranks = connect()
+@contextmanager
+def _default(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
     try:
-        found = {case: run_case(case, world, texts, output, ranks) for case in CASES}
-        torch.save(found, output / f"rank_{ranks.rank}.pt")
+        yield
     finally:
-        ranks.close()
+        torch.set_default_dtype(before)
+
+
+def main(launcher: str, world: Path, texts: Path, output: Path) -> None:
+    with connect() as ranks:
+        found = {name: run_case(name, world, texts, output, ranks) for name in cases_of(launcher)}
+        torch.save({**found, "exchanged": exchanged(ranks)}, output / f"rank_{ranks.rank}.pt")
 
 
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:]))
+    main(sys.argv[1], *map(Path, sys.argv[2:]))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+import re
 import subprocess
 import sys
 import time
@@ -19,6 +22,8 @@ from crossmodal.train.recipe import parse_recipe
 from crossmodal.train.trainer import Trainer
 
 from ..commands import command
+from ..launchers import LAUNCHERS, end, ranks_of
+from ..launchers import start as launch
 from ..recipes import tiny_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -137,10 +142,92 @@ def hidden(run: Path) -> list[str]:
 
 
 def rows_of(run: Path) -> list[dict[str, Any]]:
-    return read_metrics(run / "metrics.jsonl")
+    """What was logged, but for where the time went: that differs from run to run."""
+    return [row for row in read_metrics(run / "metrics.jsonl") if not row["name"].startswith("time/")]
 
 
 def run_to_the_end(recipe: Path, output: Path, *more: object) -> Path:
     """An unbroken run, in this process."""
     assert command("train", "--config", recipe, "--output", output, *more) == 0
     return output
+
+
+# --- of two ranks --------------------------------------------------------------------------------------------------
+
+
+def of_two_ranks(world: Path, **changes: Any) -> dict[str, Any]:
+    """What the fixture `two_ranks` has trained; with `save_every` it gives the same."""
+    return recipe(world, **{"steps": 24, "batch": 3, "keep": 1, "validation": {"every": 12}, **changes})
+
+
+class Job:
+    """``train_itm.py --config source --output folder`` on two ranks, with --resume where the run is there already.
+
+    A context, behind which nothing is left of it. `said` is what launcher and ranks wrote.
+    """
+
+    def __init__(self, launcher: str, source: Path, folder: Path, *options: object) -> None:
+        self.launcher, self.folder = launcher, folder
+        resume = ["--resume"] if (folder / "recipe.yaml").is_file() else []
+        words = ["train_itm.py", "--config", source, "--output", folder, *resume]
+        self.log = folder.with_suffix(".log")
+        with self.log.open("w") as said:
+            command = [*LAUNCHERS[launcher](2, *options), *map(str, words)]
+            self.process = launch(command, stdout=said, stderr=subprocess.STDOUT)
+        self.ranks: dict[int, int] = {}
+
+    def __enter__(self) -> Job:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        end(self.process)
+
+    def wait_for_steps(self, step: int) -> None:
+        """Until it is behind a step, and neither validates nor is about to; `ranks` holds the processes then."""
+        wait_until(lambda: logged_steps(self.folder) > step and logged_steps(self.folder) % 12 < 9, self.process)
+        assert self.process.poll() is None, self.said
+        self.ranks = ranks_of(self.process)
+
+    def wait_for_new_ranks(self) -> None:
+        """Until other processes than those in `ranks`, which takes them up, are there for both ranks."""
+        before = set(self.ranks.values())
+
+        def there() -> bool:
+            self.ranks = ranks_of(self.process)
+            return len(self.ranks) == 2 and before.isdisjoint(self.ranks.values())
+
+        wait_until(there, self.process)
+        assert self.process.poll() is None, self.said
+
+    def wait_for_a_step(self) -> None:
+        """Until one more is logged."""
+        file = self.folder / "metrics.jsonl"
+        before = file.stat().st_mtime_ns if file.is_file() else 0
+        wait_until(lambda: file.is_file() and file.stat().st_mtime_ns > before, self.process)
+        assert self.process.poll() is None, self.said
+
+    def kill(self, number: int, rank: int) -> None:
+        """Send a signal to a rank, or to the launcher where it is negative."""
+        os.kill(self.process.pid if rank < 0 else self.ranks[rank], number)
+
+    def wait(self) -> int:
+        """Its exit code; it fails where the job does not end."""
+        return self.process.wait(PATIENCE)
+
+    @property
+    def said(self) -> str:
+        return self.log.read_text()
+
+
+def exit_codes(said: str) -> dict[int, int]:
+    """The exit codes of the ranks that failed, as a launcher has reported them."""
+    found = re.findall(r"rank +: (\d+) \(local_rank: \d+\)\s+exitcode +: (-?\d+)", said)  # torchrun
+    found += re.findall(r"Process (\d+) exit with status code (\d+)\.", said)  # horovodrun
+    return {int(rank): int(code) for rank, code in found}
+
+
+def logged_steps(run: Path) -> int:
+    """The last step in metrics.jsonl, which may be written to right now."""
+    file = run / "metrics.jsonl"
+    *lines, _ = file.read_text().split("\n") if file.is_file() else [""]
+    return json.loads(lines[-1])["step"] if lines else 0

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -52,6 +53,9 @@ class Anchors:
     def __len__(self) -> int:
         return 8
 
+    def id_of(self, anchor: int) -> str:
+        return f"anchor_{anchor}"
+
     def batch(self, anchors: Sequence[int], epoch: int) -> Batch:
         if self.error is not None and 3 in anchors:
             raise self.error
@@ -71,21 +75,16 @@ def test_what_libraries_raise_names_the_batch(error: Exception, workers: int) ->
         for _ in range(4):
             reader.next()
     said = str(found.value)
-    assert str(error) in said and "3" in said.split("cannot be read")[0] and "\n" not in said
+    assert str(error) in said and "anchor_3" in said.split("cannot be read")[0] and "\n" not in said
     assert said.endswith("check the databases with `crossmodal data check`")
     reader.close()
 
 
-def test_workers_leave_a_terminals_interrupt_to_their_parent_and_end_with_the_loader() -> None:
+def test_workers_leave_signals_to_the_group_to_their_parent_and_end_with_the_loader() -> None:
     reader = loader(None, 2)
     reader.next(), reader.next()  # of each worker one: both are up
     workers = multiprocessing.active_children()
-    assert len(workers) == 2
-    for worker in workers:
-        assert worker.pid is not None
-        os.kill(worker.pid, signal.SIGINT)
-    reader.next()
-    assert all(worker.is_alive() for worker in workers)
+    assert [os.getpgid(worker.pid or 0) for worker in workers] == [worker.pid for worker in workers]
     reader.close()
     assert [worker.exitcode for worker in workers] == [0, 0]
 
@@ -100,12 +99,35 @@ def test_a_worker_still_ends_when_torch_terminates_it() -> None:
     reader.close()
 
 
-def test_a_worker_that_is_lost_is_said() -> None:
+def test_a_worker_that_is_lost_between_batches_is_said() -> None:
     reader = loader(None, 1)
     reader.next()
     (worker,) = multiprocessing.active_children()
+    time.sleep(0.5)  # it has read ahead as far as it does
     worker.kill()
-    with pytest.raises(WorkerLost, match=r"a process that reads batches ended unexpectedly \(DataLoader worker .*\); "):
+    said = r"a process that reads batches ended unexpectedly \(DataLoader worker .*\) between two batches; "
+    with pytest.raises(WorkerLost, match=said):
         for _ in range(9):
             reader.next()
+    reader.close()
+
+
+class Deadly(Anchors):
+    """One of its anchors kills the process that reads it."""
+
+    def batch(self, anchors: Sequence[int], epoch: int) -> Batch:
+        if 3 in anchors:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().batch(anchors, epoch)
+
+
+def test_a_worker_that_is_lost_over_a_batch_names_it() -> None:
+    order = GlobalOrder(8, 2, seed=0, stream="s")
+    fatal = next(order.at(step)[1] for step in range(4) if 3 in order.at(step)[1])
+    reader = StreamLoader(Deadly(None), order, accumulate=1, workers=2, start=0, pin=False)
+    with pytest.raises(WorkerLost) as error:
+        for _ in range(4):
+            reader.next()
+    named = ", ".join(f"anchor_{anchor}" for anchor in fatal)
+    assert f"while it read the batch of the anchors {named}; where memory" in str(error.value)
     reader.close()

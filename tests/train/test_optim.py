@@ -105,6 +105,19 @@ def test_resumes_bit_for_bit(tmp_path) -> None:  # type: ignore[no-untyped-def]
     assert all(torch.equal(a, b) for a, b in zip(whole, params, strict=True))
 
 
+def test_built_again_from_its_groups_alone() -> None:
+    """As horovod builds an optimizer of its own from one."""
+    params, gradients = make_run(torch.float64)
+    again, _ = make_run(torch.float64)
+    optimizer = make_optimizer(params)
+    rebuilt = PublishedAdamW(make_optimizer(again).param_groups)
+    for step in range(3):
+        update(optimizer, params, gradients, step)
+        update(rebuilt, again, gradients, step)
+    assert all(torch.equal(a, b) for a, b in zip(params, again, strict=True))
+    assert PublishedAdamW([nn.Parameter(torch.ones(1))]).defaults["lr"] == 5e-5
+
+
 def test_step_returns_what_the_closure_returns() -> None:
     p = nn.Parameter(torch.tensor([2.0]))
     optimizer = PublishedAdamW([p], lr=LR, weight_decay=0.0)
@@ -173,6 +186,11 @@ def test_eps_is_the_optimizers_own_unless_given() -> None:
     assert build_optimizer("published_adamw", groups, learning_rate=1.0).defaults["eps"] == 1e-6
     assert build_optimizer("adamw", groups, learning_rate=1.0).defaults["eps"] == 1e-8
     assert build_optimizer("adamw", groups, learning_rate=1.0, eps=1e-5).defaults["eps"] == 1e-5
+
+
+def test_adamw_on_the_cpu_is_torchs() -> None:
+    groups = parameter_groups(nn.Linear(2, 2), weight_decay=0.0)
+    assert type(build_optimizer("adamw", groups, learning_rate=1.0)) is torch.optim.AdamW
 
 
 def test_mistakes_are_config_errors() -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from crossmodal.errors import ConfigError, DataError
+from crossmodal.evaluate.plots import read_metrics
 from crossmodal.evaluate.retrieval import score_corpus
 from crossmodal.model.checkpoints import load, read_state
 from crossmodal.train import checkpoints
@@ -80,7 +81,7 @@ def test_tensorboard_holds_the_published_tags(tiny_world: Path, tmp_path: Path) 
     train(values, tmp_path, resume=True)
     board = EventAccumulator(str(tmp_path / "tensorboard"))
     board.Reload()
-    rows = rows_of(tmp_path)
+    rows = read_metrics(tmp_path / "metrics.jsonl")
     tags = board.Tags()["scalars"]
     assert {"loss", "rank_loss", "self_attn_loss", "lr", "grad_norm", "valid/r_mean", "valid/txt_r1"} <= set(tags)
     for tag in tags:

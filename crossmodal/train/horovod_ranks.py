@@ -1,0 +1,71 @@
+"""Ranks under horovodrun."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from crossmodal.errors import ConfigError
+
+from .distributed import OneProcess
+from .gradients import Gradients
+
+if TYPE_CHECKING:
+    from .micro_step import MicroStep
+    from .recipe import DistributedSpec
+
+
+class HorovodRanks(OneProcess):
+    """Horovod with as many ranks as horovodrun has started: nccl on GPUs where it was built with it, gloo elsewhere."""
+
+    def __init__(self) -> None:
+        try:
+            import horovod.torch as hvd
+        except ImportError as error:
+            raise ConfigError(
+                f"horovodrun has started this process, but horovod cannot be imported ({error}); build it for this "
+                "torch with scripts/build_horovod.sh, or start with torchrun"
+            ) from None
+        self._hvd = hvd
+        hvd.init()
+        self.local_rank = hvd.local_rank()
+        super().__init__()
+        self.rank, self.size = hvd.rank(), hvd.size()
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+
+    @property
+    def name(self) -> str:
+        backend = "nccl" if self.device.type == "cuda" and self._hvd.nccl_built() else "gloo"
+        return f"horovod ({backend}), rank {self.rank} of {self.size}"
+
+    def gradients(
+        self, module: MicroStep, optimizer: torch.optim.Optimizer, options: DistributedSpec | None = None
+    ) -> Gradients:
+        if options is not None and self.size > 1 and options.gradients == "overlapped":
+            from .overlapped import HorovodGradients
+
+            return HorovodGradients(module, optimizer, self, options)
+        return super().gradients(module, optimizer, options)
+
+    def is_loss(self, error: BaseException) -> bool:
+        from horovod.common.exceptions import HorovodInternalError
+
+        return isinstance(error, HorovodInternalError)
+
+    def close(self) -> None:
+        self._hvd.shutdown()
+
+    def _add_up(self, x: Tensor) -> None:
+        self._hvd.allreduce_(x, op=self._hvd.Sum)
+
+    def _send(self, x: Tensor) -> None:
+        self._hvd.broadcast_(x, root_rank=0)
+
+    def _rows(self, x: Tensor) -> Tensor:
+        return self._hvd.allgather(x)
+
+    def _objects(self, value: Any) -> list[Any]:
+        return self._hvd.allgather_object(value, name="objects")  # by itself it takes the type, which may differ
