@@ -6,6 +6,7 @@ import json
 import random
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,9 @@ from crossmodal.data.text_writer import Caption, write_text_db
 from crossmodal.data.tokenizers import train_tokenizer
 
 from .commands import command
+from .host import able, left_out
 from .recipes import tiny_recipe, write_recipe
+from .train.runs import Job, of_two_ranks
 
 # A first call that imports or compiles something may take long; how long is not what these tests are about.
 settings.register_profile("crossmodal", deadline=None)
@@ -42,8 +45,35 @@ def pytest_configure(config: pytest.Config) -> None:
         settings.load_profile("soak")
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """What the loops of `tests/soak` counted."""
+LEFT_OUT = pytest.StashKey[list[str]]()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves out what this machine cannot do, as the marker `host` names it."""
+    needs = {item: str(mark.args[0]) for item in items if (mark := item.get_closest_marker("host")) and mark.args}
+    unable = {item: need for item, need in needs.items() if not able(need)}
+    config.stash[LEFT_OUT] = list(unable.values())
+    if unable:
+        config.hook.pytest_deselected(items=list(unable))
+        items[:] = [item for item in items if item not in unable]
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if hasattr(session.config, "workeroutput"):  # one of several processes that test: another one writes the summary
+        session.config.workeroutput["left_out"] = session.config.stash.get(LEFT_OUT, [])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: object) -> None:
+    """All of them collect the same."""
+    node.config.stash[LEFT_OUT] = getattr(node, "workeroutput", {}).get("left_out", [])
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """What was left out, and what the loops of `tests/soak` counted."""
+    if needs := config.stash.get(LEFT_OUT, []):
+        terminalreporter.write_line(left_out(needs))
     reports = terminalreporter.stats.get("passed", []) + terminalreporter.stats.get("failed", [])
     for report in reports:
         for name, count in report.user_properties:
@@ -51,9 +81,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 @pytest.fixture
-def kills(request: pytest.FixtureRequest) -> Callable[[int], int]:
-    """How many kills a loop takes: ``kills(50)`` is 50 in the long form and 5 in the short one."""
-    return lambda long: long if request.config.getoption("--soak") else 5
+def kills(request: pytest.FixtureRequest) -> Callable[..., int]:
+    """How many kills a loop takes: ``kills(50)`` is 50 in the long form and 5 in the short one, ``kills(50, 3)`` 3."""
+    return lambda long, short=5: long if request.config.getoption("--soak") else short
 
 
 @pytest.fixture(scope="session")
@@ -86,6 +116,15 @@ def trained(tiny_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trained")
     source = write_recipe(folder / "recipe.yaml", tiny_recipe(tiny_world))
     assert command("train", "--config", source, "--output", folder / "run", "--IAIS", "singular") == 0
+    return folder / "run"
+
+
+@pytest.fixture(scope="session")
+def two_ranks(tiny_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of two ranks under torchrun, to be read only."""
+    folder = tmp_path_factory.mktemp("two_ranks")
+    with Job("torchrun", write_recipe(folder / "r.yaml", of_two_ranks(tiny_world)), folder / "run") as job:
+        assert job.wait() == 0, job.said
     return folder / "run"
 
 

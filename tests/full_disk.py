@@ -45,19 +45,8 @@ def on_small_disk(disk: Path, size: int, free: int, keep: Path, *words: object) 
     return subprocess.run(words_of_shell, cwd=ROOT, capture_output=True, text=True)
 
 
-def _able() -> bool:
-    script = 'mount -t tmpfs -o size=4k tmpfs "$1"'
-    words = ["unshare", "--map-root-user", "--mount", "sh", "-c", script, "sh", "/tmp"]
-    try:
-        return subprocess.run(words, capture_output=True).returncode == 0
-    except OSError:
-        return False
-
-
-def needs_small_disk(test: object) -> object:
-    """Marks a test that `on_small_disk` makes possible, and skips it where this machine does not let it mount."""
-    skip = pytest.mark.skipif(not _able(), reason="this machine lets no user mount a small disk (unshare, tmpfs)")
-    return pytest.mark.host(skip(test))
+needs_small_disk = pytest.mark.host("a small disk")
+"""Marks a test that calls `on_small_disk`."""
 
 
 def one_sentence(said: str) -> str:

@@ -34,14 +34,21 @@ def train(
     recipe, published_output = load_any(config, flags=published_flags(context.args), iais=iais, overrides=set_ or [])
     if output is None and published_output:
         output = Path(published_output)
-    if output is None and (resume or int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) > 0):
-        raise ConfigError("going on with a run, also where a launcher restarts it, needs --output, its folder")
+    again = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) > 0 or os.environ.get("HOROVOD_ELASTIC") == "1"
+    if output is None and resume:
+        raise ConfigError("--resume needs --output, the run folder to go on with")
+    if output is None and again:
+        raise ConfigError("a launcher that restarts ranks needs --output, the run folder to go on with; name one")
+    log = logging.getLogger("crossmodal")
     with connect() as ranks:
-        log = logging.getLogger("crossmodal")
-        log.setLevel(logging.INFO if ranks.rank == 0 else logging.WARNING)
         folder = output or Path(ranks.broadcast_object(str(new_run_folder()) if ranks.rank == 0 else ""))
-        try:
+
+        def job() -> None:
+            log.setLevel(logging.INFO if ranks.rank == 0 else logging.WARNING)
             _train(recipe, folder, ranks, resume or (ranks.restarted and RunFolder(folder, ranks).begun()))
+
+        try:
+            ranks.elastic(job)
         except Interrupted as end:
             if ranks.rank == 0:
                 log.warning("%s", end)

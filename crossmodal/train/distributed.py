@@ -126,12 +126,12 @@ class OneProcess:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        if error is None:
-            self.close()
-            return
-        if self.size > 1 and threading.current_thread() is threading.main_thread():
+        if error is not None and self.size > 1 and threading.current_thread() is threading.main_thread():
             # Launchers send it as soon as one rank has ended: it must not cut off what this one says.
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        if error is None or isinstance(error, SystemExit):
+            self.close()
+            return
         if self.is_loss(error):
             first = " ".join(str(error).split())[:200]
             raise RankLost(

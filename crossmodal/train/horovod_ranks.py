@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -30,9 +32,12 @@ class HorovodRanks(OneProcess):
             ) from None
         self._hvd = hvd
         hvd.init()
-        self.local_rank = hvd.local_rank()
+        self._take_place()
+
+    def _take_place(self) -> None:
+        self.local_rank = self._hvd.local_rank()
         super().__init__()
-        self.rank, self.size = hvd.rank(), hvd.size()
+        self.rank, self.size = self._hvd.rank(), self._hvd.size()
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
 
@@ -49,6 +54,35 @@ class HorovodRanks(OneProcess):
 
             return HorovodGradients(module, optimizer, self, options)
         return super().gradients(module, optimizer, options)
+
+    def elastic(self, job: Callable[[], None]) -> None:
+        """As horovod.elastic.run does it, with the job's own files as its state.
+
+        Ranks that are left after a loss have other numbers and are fewer; `restarted` says so.
+        """
+        if os.environ.get("HOROVOD_ELASTIC") != "1":
+            return job()
+        from horovod.common.elastic import State, run_fn
+
+        ranks = self
+
+        class Files(State):
+            def save(self) -> None: ...
+
+            def restore(self) -> None: ...
+
+            def reset(self) -> None:
+                ranks._take_place()
+                ranks.restarted = True
+
+            def sync(self) -> None:
+                ranks.restarted = any(ranks.gather_objects(ranks.restarted))  # a new rank does not know
+
+        def again() -> None:
+            self._hvd.shutdown()
+            self._hvd.init()
+
+        run_fn(lambda _: job(), again)(Files(self._hvd.broadcast_object, self._hvd.rank))
 
     def is_loss(self, error: BaseException) -> bool:
         from horovod.common.exceptions import HorovodInternalError

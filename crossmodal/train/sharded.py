@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
@@ -58,10 +58,7 @@ class ShardedGradients(Gradients):
         self.sum_up(self._plain)
 
     def norm(self) -> Tensor:
-        squares = [p.grad.double().square().sum() for p in self._parts.values() if p.grad is not None]
-        shared = self.ranks.all_reduce(torch.stack(squares).sum())
-        plain = [p.grad.double().square().sum() for p in self._plain if p.grad is not None]
-        return torch.stack([shared, *plain]).sum().sqrt()
+        return (self.ranks.all_reduce(_squares(self._parts.values())) + _squares(self._plain)).sqrt()
 
     @contextmanager
     def stepping(self) -> Iterator[None]:
@@ -103,3 +100,9 @@ class ShardedGradients(Gradients):
             }
             for i, s in states.items()
         }
+
+
+def _squares(parameters: Iterable[nn.Parameter]) -> Tensor:
+    """The sum of the squares of their gradients."""
+    squares = [p.grad.double().square().sum() for p in parameters if p.grad is not None]
+    return torch.stack(squares).sum() if squares else torch.zeros((), dtype=torch.float64)

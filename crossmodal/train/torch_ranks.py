@@ -10,6 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as td
+
+# Its functions hold on to the group that is there when they are imported, as an optimizer does: then its threads live
+# on after `close`, and now and then abort the process at its end.
+import torch.distributed.nn
 from torch import Tensor
 
 from crossmodal.errors import RankLost

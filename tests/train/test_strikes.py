@@ -234,7 +234,7 @@ def test_nothing_changes_in_a_skipped_update_not_even_the_state_of_a_loss(
     spike: str, tiny_world: Path, tmp_path: Path
 ) -> None:
     trainer = spiky(tiny_world, tmp_path, spike)
-    (loader,) = trainer._loaders()
+    (loader,) = trainer.loaders()
     batches = loader.next()[:1]
     trainer.engine.update(0, [batches])
     assert trainer.engine.skipped is None
@@ -252,7 +252,7 @@ def test_a_scaler_handles_gradients_itself_and_losses_are_skipped_all_the_same(
 ) -> None:
     for spike, counted in (("gradient", False), ("nan", True)):
         trainer = spiky(tiny_world, tmp_path / spike, spike, precision="fp16")
-        (loader,) = trainer._loaders()
+        (loader,) = trainer.loaders()
         batches = loader.next()[:1]
         trainer.engine.update(0, [batches])
         before, scale = state_of(trainer), trainer.engine.scaler.get_scale()
@@ -272,7 +272,7 @@ def test_running_means_of_a_model_are_put_back(tiny_world: Path, tmp_path: Path)
         module.running.add_(1)
 
     model.register_forward_pre_hook(count)
-    (loader,) = trainer._loaders()
+    (loader,) = trainer.loaders()
     batches = loader.next()[:1]
     trainer.engine.update(0, [batches])
     assert model.running.tolist() == [1, 1]
