@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -34,13 +33,12 @@ def train(
     recipe, published_output = load_any(config, flags=published_flags(context.args), iais=iais, overrides=set_ or [])
     if output is None and published_output:
         output = Path(published_output)
-    again = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) > 0 or os.environ.get("HOROVOD_ELASTIC") == "1"
     if output is None and resume:
         raise ConfigError("--resume needs --output, the run folder to go on with")
-    if output is None and again:
-        raise ConfigError("a launcher that restarts ranks needs --output, the run folder to go on with; name one")
     log = logging.getLogger("crossmodal")
     with connect() as ranks:
+        if output is None and ranks.restarts:
+            raise ConfigError("a launcher that restarts ranks needs --output, the run folder to go on with; name one")
         folder = output or Path(ranks.broadcast_object(str(new_run_folder()) if ranks.rank == 0 else ""))
 
         def job() -> None:

@@ -37,7 +37,8 @@ class OneProcess:
 
     rank, size: this process among all; local_rank: among those of its machine.
     device: what it computes on, the GPU of its local rank where there is one.
-    restarted: whether a launcher has started this job again after a failure, so that it has to go on.
+    restarts: whether the launcher starts a job again after a failure.
+    restarted: whether it has done so, and the job has to go on.
     seconds: spent in exchanges so far, waiting for others included.
 
     As a context it closes the connection at the end; an error that says no more than that the connection broke
@@ -47,6 +48,7 @@ class OneProcess:
     rank = 0
     size = 1
     local_rank = 0
+    restarts = False
     restarted = False
 
     def __init__(self) -> None:

@@ -31,6 +31,7 @@ class HorovodRanks(OneProcess):
                 "torch with scripts/build_horovod.sh, or start with torchrun"
             ) from None
         self._hvd = hvd
+        self.restarts = os.environ.get("HOROVOD_ELASTIC") == "1"
         hvd.init()
         self._take_place()
 
@@ -60,7 +61,7 @@ class HorovodRanks(OneProcess):
 
         Ranks that are left after a loss have other numbers and are fewer; `restarted` says so.
         """
-        if os.environ.get("HOROVOD_ELASTIC") != "1":
+        if not self.restarts:
             return job()
         from horovod.common.elastic import State, run_fn
 

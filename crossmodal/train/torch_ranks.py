@@ -35,6 +35,7 @@ class TorchRanks(OneProcess):
 
     def __init__(self) -> None:
         self.local_rank = int(os.environ.get("LOCAL_RANK", 0))
+        self.restarts = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) > 0
         self.restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
         super().__init__()
         if self.device.type == "cuda":

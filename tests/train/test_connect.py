@@ -13,7 +13,7 @@ from crossmodal.errors import ConfigError, RankLost
 from crossmodal.train.distributed import OneProcess, connect
 from crossmodal.train.recipe import DistributedSpec
 
-from ..launchers import ROOT, environment
+from ..launchers import ROOT, environment, run, torchrun
 
 
 def said_by(**variables: str) -> subprocess.CompletedProcess[str]:
@@ -51,3 +51,10 @@ def test_sharding_is_refused_where_a_launcher_does_not_have_it() -> None:
     ranks.size = 2
     with pytest.raises(ConfigError, match=r"sharded works under torchrun.*flat or overlapped"):
         ranks.gradients(None, None, DistributedSpec(gradients="sharded"))  # type: ignore[arg-type]
+
+
+def test_a_launcher_that_restarts_ranks_needs_a_folder_to_go_on_with(recipe_file: Path) -> None:
+    done = run([*torchrun(1, "--max-restarts", 1), "train_itm.py", "--config", str(recipe_file)])
+    assert done.returncode != 0
+    assert "error: a launcher that restarts ranks needs --output" in done.stderr
+    assert "Traceback" not in done.stderr.split("error: a launcher")[0]
