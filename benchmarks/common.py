@@ -81,10 +81,14 @@ def _status(name: str) -> float:
 
 @dataclass
 class Report:
-    """One table; `add` takes a row, with its ratio and target where it has them."""
+    """One table; `add` takes a row, with its ratio and target where it has them.
+
+    clock: what the seconds are, where that is not CPU seconds of one thread or wall seconds of several.
+    """
 
     title: str
     columns: list[str]
+    clock: str = ""
     rows: list[list[str]] = field(default_factory=list)
     targets: list[dict[str, float | str]] = field(default_factory=list)
 
@@ -98,9 +102,8 @@ class Report:
         self.rows.append([case, *cells, *shown, verdict])
 
     def print(self, options: Options) -> None:
-        threads = f"{options.threads} thread{'s' if options.threads > 1 else ''}"
-        clock = "CPU seconds" if options.threads == 1 else "wall seconds"
-        print(f"{self.title}; {threads}, {clock}{', quick: ratios mean nothing' if options.quick else ''}\n")
+        threads = "1 thread, CPU seconds" if options.threads == 1 else f"{options.threads} threads, wall seconds"
+        print(f"{self.title}; {self.clock or threads}{', quick: ratios mean nothing' if options.quick else ''}\n")
         print(text_table([["case", *self.columns, "ratio", "target", ""], *self.rows]))
         if options.json:
             print(json.dumps(self.targets))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -29,14 +30,16 @@ class DdpGradients(Gradients):
         self, module: MicroStep, optimizer: torch.optim.Optimizer, ranks: OneProcess, options: DistributedSpec
     ) -> None:
         super().__init__(module, optimizer, ranks, half=options.half)
-        self._parallel = DistributedDataParallel(
-            module,
-            find_unused_parameters=options.unused_parameters,
-            static_graph=options.static_graph,
-            bucket_cap_mb=options.bucket_mb,
-            broadcast_buffers=False,
-            init_sync=False,
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of a new name for broadcast_buffers, which torch 2.6 lacks
+            self._parallel = DistributedDataParallel(
+                module,
+                find_unused_parameters=options.unused_parameters,
+                static_graph=options.static_graph,
+                bucket_cap_mb=options.bucket_mb,
+                broadcast_buffers=False,
+                init_sync=False,
+            )
         # A lambda: DDP compares annotations, which are strings here.
         self._parallel.register_comm_hook(options.half, lambda half, bucket: _sum(half, bucket))
         self.module = self._parallel

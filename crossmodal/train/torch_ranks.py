@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import time
 import uuid
@@ -72,6 +73,7 @@ class TorchRanks(OneProcess):
         return isinstance(error, td.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
 
     def close(self) -> None:
+        gc.collect()  # what still holds the group, as DDP does in a cycle, would keep its threads
         td.destroy_process_group()
 
     def _add_up(self, x: Tensor) -> None:
