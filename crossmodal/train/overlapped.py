@@ -11,6 +11,8 @@ import torch.distributed as td
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from crossmodal.errors import ConfigError
+
 from .gradients import Gradients
 
 if TYPE_CHECKING:
@@ -44,8 +46,14 @@ class DdpGradients(Gradients):
         self._parallel.register_comm_hook(options.half, lambda half, bucket: _sum(half, bucket))
         self.module = self._parallel
         self._overlap = self._summed = False
+        self._static = options.static_graph
 
     def begin(self, micro_steps: int, *, deferred: bool) -> None:
+        if self._static and (micro_steps > 1 or deferred):  # DDP cannot leave a backward pass of those out
+            raise ConfigError(
+                f"distributed.static_graph: an update must make one backward pass, and this recipe's make "
+                f"{micro_steps + deferred}; leave it out, or use one stream, accumulate 1 and no masked words"
+            )
         self._overlap, self._summed = not deferred, False
 
     def micro_step(self, last: bool) -> AbstractContextManager[object]:

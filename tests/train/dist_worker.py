@@ -40,6 +40,7 @@ MASKED = {
 }
 MATCHED = {"data": {"use": "train", "draw": "masked_words", "probability": 0.3}, "losses": [{"use": "itm"}]}
 OVERLAPPED = {"gradients": "overlapped"}
+STATIC = {**OVERLAPPED, "static_graph": True, "unused_parameters": False, "bucket_mb": 0.01}
 SHARDED = {"gradients": "sharded"}
 
 
@@ -109,6 +110,8 @@ CASES: dict[str, Case] = {
     "gathered_overlapped": Case(
         _gathered("test_contrastive", "test_sum_of_scores"), OVERLAPPED, model="test_dual", like="gathered"
     ),
+    "one_stream": Case([_pools("text")]),
+    "one_stream_static": Case([_pools("text")], STATIC, like="one_stream"),
     # Parameters that the last micro-step leaves out, and of which an earlier one has a gradient.
     "matched_then_ranked": Case([MATCHED, _pools("text")]),
     "matched_then_ranked_overlapped": Case(

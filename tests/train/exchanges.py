@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from crossmodal.train.distributed import OneProcess
+from crossmodal.train.recipe import DistributedSpec
 
 TYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16,
          torch.int8, torch.uint8, torch.bool)  # fmt: skip
@@ -38,5 +39,19 @@ def exchanged(ranks: OneProcess) -> dict[str, Any]:
         "gathered": gathered.detach(),
         "gradient": x.grad,
         "gradient_alone": alone.grad,
+        "halved": [halved(ranks, way) for way in ("flat", "overlapped")],
         "seconds": ranks.seconds,
     }
+
+
+def halved(ranks: OneProcess, way: str) -> Tensor:
+    """The sum of gradients 0.1, 0.2, ... of one weight, sent in half precision."""
+    module = nn.Linear(1, 1, bias=False)
+    options = DistributedSpec.model_validate({"gradients": way, "half": True})
+    gradients = ranks.gradients(module, torch.optim.SGD(module.parameters()), options)  # type: ignore[arg-type]
+    gradients.begin(1, deferred=False)
+    with gradients.micro_step(last=True):
+        gradients.module(torch.full((1, 1), 0.1 * (ranks.rank + 1))).sum().backward()
+    gradients.finish()
+    assert module.weight.grad is not None
+    return module.weight.grad

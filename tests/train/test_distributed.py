@@ -101,6 +101,10 @@ def test_exchanges(many: list[Found]) -> None:
         own = weights.split([len(part) for part in parts])[rank]
         assert found["gradient"].equal(own.double() * sum(range(1, size + 1)))
         assert found["gradient_alone"].tolist() == ([2.0 * size] * 2 if rank == 0 else [0.0, 0.0])
+        for sent in found["halved"]:
+            expected = 0.1 * size * (size + 1) / 2
+            assert sent.dtype == torch.float32 and sent.half().float().equal(sent)
+            assert float(sent) == pytest.approx(expected, rel=2e-3) and float(sent) != torch.tensor(expected).item()
         assert found["seconds"] > 0
 
 
