@@ -69,7 +69,7 @@ def _train(recipe: Recipe, folder: Path, ranks: OneProcess, resume: bool) -> Non
     if recipe.test:
         settings = {"checkpoint": "last", "split": recipe.test}
         test = folder / "last" / f"test_{recipe.test}"
-        with trainer.interrupts as signals, signals.at_once(), trainer.engine.gradients.weights():
-            found = evaluate_into(test, trainer.model, trainer.corpus(recipe.test), settings, process=ranks)
+        with trainer.interrupts as signals, signals.at_once(), trainer.engine.gradients.weights() as model:
+            found = evaluate_into(test, model, trainer.corpus(recipe.test), settings, process=ranks)
         if found is not None:
             print(describe_evaluation(found))

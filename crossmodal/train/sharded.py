@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
+from crossmodal.errors import ConfigError
 from crossmodal.model.base import Model
 
 from .gradients import Gradients
@@ -31,6 +32,10 @@ class ShardedGradients(Gradients):
     """
 
     def __init__(self, module: MicroStep, optimizer: torch.optim.Optimizer, ranks: OneProcess) -> None:
+        if not hasattr(FSDPModule, "set_force_sum_reduction_for_comms"):
+            raise ConfigError(
+                f"distributed.gradients: sharded needs a newer torch than {torch.__version__}; use flat or overlapped"
+            )
         model = module.model
         names = {parameter: name for name, parameter in model.named_parameters()}
         whole = {parameter for parameter in model.parameters() if parameter.dim() == 0}
@@ -38,6 +43,7 @@ class ShardedGradients(Gradients):
         # One unit: fields are computed with parts of layers too, which FSDP would not have gathered.
         fully_shard(model, ignored_params=whole)
         cast(FSDPModule, model).set_gradient_divide_factor(1.0)  # the sum, not the mean
+        cast(FSDPModule, model).set_force_sum_reduction_for_comms(True)  # else in float32 a product, which gloo lacks
         super().__init__(module, optimizer, ranks)
         sharded = dict(model.named_parameters())
         self._parts: dict[nn.Parameter, nn.Parameter] = {

@@ -123,6 +123,8 @@ CASES: dict[str, Case] = {
         _gathered("test_contrastive", "test_sum_of_scores"), SHARDED, model="test_dual", like="gathered"
     ),
     "matched_then_ranked_sharded": Case([MATCHED, _pools("text")], SHARDED, accumulate=2, like="matched_then_ranked"),
+    "float32_iais_sharded": Case(SINGULAR, SHARDED, dtype=torch.float32, like="float32_iais"),
+    "float32_iais_overlapped": Case(SINGULAR, OVERLAPPED, dtype=torch.float32, like="float32_iais"),
     "iais_resumed": Case(SINGULAR, like="iais_singular", resumed=True),
     "accumulated_overlapped_resumed": Case(
         [*SINGULAR, MASKED], OVERLAPPED, accumulate=2, like="accumulated", resumed=True

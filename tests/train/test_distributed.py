@@ -15,9 +15,12 @@ from crossmodal.data.samplers import GlobalOrder
 from crossmodal.data.text_writer import write_text_db
 from crossmodal.data.texts import TextDB
 from crossmodal.data.tokenizers import load_tokenizer
+from crossmodal.evaluate.results import load_results
 from crossmodal.train.distributed import OneProcess
 
+from ..commands import command
 from ..launchers import LAUNCHERS, run
+from ..recipes import tiny_recipe, write_recipe
 from .dist_worker import ALONE, ANCHORS, CASES, GLOBAL_BATCH, STEPS, cases_of, losses_of, run_case
 from .exchanges import TYPES, rows
 
@@ -170,3 +173,15 @@ def test_scores_shared_out_over_ranks_are_those_of_one_process(case: str, one: F
     for rank in many:
         assert float((rank[case]["scores"] - expected).abs().max()) <= CASES[case].close
         assert rank[case]["metrics"] == one[case]["metrics"]
+
+
+def test_the_last_test_of_a_sharded_run_is_of_all_its_weights(tiny_world: Path, tmp_path: Path) -> None:
+    """What `train` scores at its end is what `test` scores with the checkpoint that it leaves."""
+    values = tiny_recipe(tiny_world, test="test", distributed={"gradients": "sharded"}, optimizer={"lr": 0.01})
+    words = ["--config", str(write_recipe(tmp_path / "r.yaml", values)), "--output", str(tmp_path / "run")]
+    done = run([*LAUNCHERS["torchrun"](2), "train_itm.py", *words])
+    assert done.returncode == 0, done.stderr[-4000:]
+    last = tmp_path / "run" / "last"
+    assert command("test", "--checkpoint", last, "--output", tmp_path / "again") == 0
+    found, expected = (load_results(folder).scores for folder in (last / "test_test", tmp_path / "again"))
+    assert float((found - expected).abs().max()) <= 1e-6 < float(expected.std())
