@@ -6,7 +6,9 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+import traceback
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -33,7 +35,7 @@ _WIDE = {
 
 
 class OneProcess:
-    """A single process: every exchange is the identity. The base of the other two, which fill in the exchanges.
+    """A single process: every exchange is the identity.
 
     rank, size: this process among all; local_rank: among those of its machine.
     device: what it computes on, the GPU of its local rank where there is one.
@@ -41,8 +43,7 @@ class OneProcess:
     restarted: whether it has done so, and the job has to go on.
     seconds: spent in exchanges so far, waiting for others included.
 
-    As a context it closes the connection at the end; an error that says no more than that the connection broke
-    leaves it as RankLost.
+    As a context it closes the connection at the end.
     """
 
     rank = 0
@@ -66,23 +67,14 @@ class OneProcess:
     def all_reduce(self, x: Tensor) -> Tensor:
         """The sum over ranks, on every rank; `x` may be overwritten.
 
-        Integers of less than 32 bits and bool are added up as int32, which is what comes back.
+        Integers of less than 32 bits and bool are added up, where there are several ranks, as int32, which is what
+        comes back.
         """
-        if self.size == 1:
-            return x
-        wide = x.to(self.device, _WIDE.get(x.dtype, x.dtype))
-        with self.exchanging():
-            self._add_up(wide)
-        return wide.to(x.dtype) if x.dtype.is_floating_point else wide
+        return x
 
     def broadcast(self, x: Tensor) -> Tensor:
         """Rank 0's values, bit for bit, on every rank; `x` has the same shape and type on all of them."""
-        if self.size == 1 or not x.numel():
-            return x
-        content = x.detach().to(self.device, copy=True).contiguous()
-        with self.exchanging():
-            self._send(content.view(-1).view(torch.uint8))  # bytes: horovod does not know every type
-        return content
+        return x
 
     def broadcast_object(self, value: Any) -> Any:
         """Rank 0's value, on every rank: plain containers, numbers, strings and exceptions."""
@@ -90,22 +82,15 @@ class OneProcess:
 
     def gather_objects(self, value: Any) -> list[Any]:
         """Every rank's value, in rank order."""
-        if self.size == 1:
-            return [value]
-        with self.exchanging():
-            return self._objects(value)
+        return [value]
 
     def all_gather(self, x: Tensor) -> Tensor:
         """The rows of every rank in rank order; ranks may have different numbers of rows, also none."""
-        if self.size == 1:
-            return x
-        wide = x.to(self.device, _WIDE.get(x.dtype, x.dtype)).contiguous()
-        with self.exchanging():
-            return self._rows(wide).to(x.dtype)
+        return x
 
     def all_gather_with_gradients(self, x: Tensor) -> Tensor:
         """`all_gather` whose backward adds up, over ranks, the gradients of this rank's rows."""
-        return x if self.size == 1 else _AllGather.apply(x, self)
+        return x
 
     def gradients(
         self, module: MicroStep, optimizer: torch.optim.Optimizer, options: DistributedSpec | None = None
@@ -128,28 +113,54 @@ class OneProcess:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        if error is not None and self.size > 1 and threading.current_thread() is threading.main_thread():
-            # Launchers send it as soon as one rank has ended: it must not cut off what this one says.
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        if error is None or isinstance(error, SystemExit):
-            self.close()
-            return
-        if self.is_loss(error):
-            first = " ".join(str(error).split())[:200]
-            raise RankLost(
-                f"rank {self.rank} has lost the others: one of them ended or cannot be reached, and what it said "
-                f"stands before this; a training run goes on from its last checkpoint with --resume ({first})"
-            ) from error
+        """Nothing is connected."""
 
-    def is_loss(self, error: BaseException) -> bool:
-        """Whether an error says no more than that other ranks are gone."""
-        return False
 
-    def close(self) -> None:
-        """Leave the others, all of which are at their end, too."""
+class ManyRanks(OneProcess, ABC):
+    """What the launchers' libraries share; each fills in the exchanges.
+
+    As a context it leaves an error that says no more than that the connection broke as RankLost.
+    """
+
+    def all_reduce(self, x: Tensor) -> Tensor:
+        wide = x.to(self.device, _WIDE.get(x.dtype, x.dtype))
+        with self.exchanging():
+            self._add_up(wide)
+        return wide.to(x.dtype) if x.dtype.is_floating_point else wide
+
+    def broadcast(self, x: Tensor) -> Tensor:
+        if not x.numel():
+            return x
+        content = x.detach().to(self.device, copy=True).contiguous()
+        with self.exchanging():
+            self._send(content.view(-1).view(torch.uint8))  # bytes: horovod does not know every type
+        return content
+
+    def gather_objects(self, value: Any) -> list[Any]:
+        with self.exchanging():
+            return self._objects(value)
+
+    def all_gather(self, x: Tensor) -> Tensor:
+        return self.gathered(x, self.counts(x))
+
+    def all_gather_with_gradients(self, x: Tensor) -> Tensor:
+        return _AllGather.apply(x, self)
+
+    def counts(self, x: Tensor) -> list[int]:
+        """The number of rows of every rank."""
+        own = torch.zeros(self.size, dtype=torch.int64)
+        own[self.rank] = len(x)
+        return self.all_reduce(own).tolist()
+
+    def gathered(self, x: Tensor, counts: Sequence[int]) -> Tensor:
+        """`all_gather`, where the counts are known."""
+        wide = x.to(self.device, _WIDE.get(x.dtype, x.dtype)).contiguous()
+        with self.exchanging():
+            return self._rows(wide, counts).to(x.dtype)
 
     @contextmanager
     def exchanging(self) -> Iterator[None]:
+        """What is done inside counts as an exchange."""
         if self.device.type == "cuda":  # what was computed before is not waited for on the exchange's account
             torch.cuda.synchronize()
         start = time.perf_counter()
@@ -160,31 +171,57 @@ class OneProcess:
         finally:
             self.seconds += time.perf_counter() - start
 
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if error is not None and self.size > 1 and threading.current_thread() is threading.main_thread():
+            # Launchers send it as soon as one rank has ended: it must not cut off what this one says.
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        if error is None or isinstance(error, SystemExit):
+            return self.close()
+        traceback.clear_frames(error.__traceback__)  # what they hold would hold the connection
+        self.abandon()
+        if self.is_loss(error):
+            first = " ".join(str(error).split())[:200]
+            raise RankLost(
+                f"rank {self.rank} has lost the others: one of them ended or cannot be reached, and what it said "
+                f"stands before this; a training run goes on from its last checkpoint with --resume ({first})"
+            ) from error
+
+    @abstractmethod
+    def is_loss(self, error: BaseException) -> bool:
+        """Whether an error says no more than that other ranks are gone."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Leave the others, all of which are at their end, too."""
+
+    def abandon(self) -> None:
+        """Leave the others, who may be gone, because of an error."""
+
+    @abstractmethod
     def _add_up(self, x: Tensor) -> None:
         """Replace x by its sum over ranks."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _send(self, x: Tensor) -> None:
         """Replace x by that of rank 0."""
-        raise NotImplementedError
 
-    def _rows(self, x: Tensor) -> Tensor:
-        raise NotImplementedError
+    @abstractmethod
+    def _rows(self, x: Tensor, counts: Sequence[int]) -> Tensor:
+        """The rows of all ranks, each of which has its count of them."""
 
+    @abstractmethod
     def _objects(self, value: Any) -> list[Any]:
-        raise NotImplementedError
+        """The values of all ranks."""
 
 
 class _AllGather(torch.autograd.Function):
     """Backward sums over ranks whatever a library's own convention is (horovod's allgather averages)."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, ranks: OneProcess) -> Tensor:
-        counts = torch.zeros(ranks.size, dtype=torch.int64)
-        counts[ranks.rank] = len(x)
-        counts = ranks.all_reduce(counts).cpu()
-        ctx.ranks, ctx.start, ctx.rows = ranks, int(counts[: ranks.rank].sum()), len(x)
-        return ranks.all_gather(x)
+    def forward(ctx: Any, x: Tensor, ranks: ManyRanks) -> Tensor:
+        counts = ranks.counts(x)
+        ctx.ranks, ctx.start, ctx.rows = ranks, sum(counts[: ranks.rank]), len(x)
+        return ranks.gathered(x, counts)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from crossmodal.errors import ConfigError
 
-from .distributed import OneProcess
+from .distributed import ManyRanks
 from .gradients import Gradients
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .recipe import DistributedSpec
 
 
-class HorovodRanks(OneProcess):
+class HorovodRanks(ManyRanks):
     """Horovod with as many ranks as horovodrun has started: nccl on GPUs where it was built with it, gloo elsewhere."""
 
     def __init__(self) -> None:
@@ -99,7 +99,7 @@ class HorovodRanks(OneProcess):
     def _send(self, x: Tensor) -> None:
         self._hvd.broadcast_(x, root_rank=0)
 
-    def _rows(self, x: Tensor) -> Tensor:
+    def _rows(self, x: Tensor, counts: Sequence[int]) -> Tensor:
         return self._hvd.allgather(x)
 
     def _objects(self, value: Any) -> list[Any]:

@@ -19,7 +19,6 @@ from crossmodal.errors import CrossmodalError, DataError
 
 Request = tuple[int, list[int], bool]  # epoch, anchors, whether they are a ghost's
 
-
 _NONE = -1
 
 

@@ -16,7 +16,7 @@ from crossmodal.errors import ConfigError
 from .gradients import Gradients
 
 if TYPE_CHECKING:
-    from .distributed import OneProcess
+    from .distributed import ManyRanks, OneProcess
     from .micro_step import MicroStep
     from .recipe import DistributedSpec
 
@@ -81,11 +81,12 @@ class HorovodGradients(Gradients):
     """
 
     def __init__(
-        self, module: MicroStep, optimizer: torch.optim.Optimizer, ranks: OneProcess, options: DistributedSpec
+        self, module: MicroStep, optimizer: torch.optim.Optimizer, ranks: ManyRanks, options: DistributedSpec
     ) -> None:
         import horovod.torch as hvd
 
         super().__init__(module, optimizer, ranks, half=options.half)
+        self._many = ranks
         self.optimizer = self._parallel = hvd.DistributedOptimizer(
             optimizer,
             named_parameters=[(name, p) for name, p in module.named_parameters() if p.requires_grad],
@@ -98,7 +99,7 @@ class HorovodGradients(Gradients):
 
     def finish(self) -> None:
         shared = set(self.used(self.parameters))
-        with self.ranks.exchanging():
+        with self._many.exchanging():
             self._parallel.synchronize()
         for parameter in self.parameters:
             if parameter not in shared:

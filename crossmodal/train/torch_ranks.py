@@ -6,6 +6,7 @@ import gc
 import os
 import time
 import uuid
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from crossmodal.errors import RankLost
 
-from .distributed import OneProcess
+from .distributed import ManyRanks
 from .gradients import Gradients
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ PATIENCE = timedelta(hours=12)
 has finished its share of an evaluation early may have to wait for hours."""
 
 
-class TorchRanks(OneProcess):
+class TorchRanks(ManyRanks):
     """torch.distributed, with as many ranks as torchrun has started."""
 
     def __init__(self) -> None:
@@ -76,21 +77,22 @@ class TorchRanks(OneProcess):
         gc.collect()  # what still holds the group, as DDP does in a cycle, would keep its threads
         td.destroy_process_group()
 
+    def abandon(self) -> None:
+        if self.backend == "gloo":  # its threads would abort the process at its end; nccl might wait for the others
+            self.close()
+
     def _add_up(self, x: Tensor) -> None:
         td.all_reduce(x)
 
     def _send(self, x: Tensor) -> None:
         td.broadcast(x, src=0)
 
-    def _rows(self, x: Tensor) -> Tensor:
-        counts = torch.zeros(self.size, dtype=torch.int64, device=self.device)
-        counts[self.rank] = len(x)
-        td.all_reduce(counts)
-        padded = x.new_zeros(int(counts.max()), *x.shape[1:])
+    def _rows(self, x: Tensor, counts: Sequence[int]) -> Tensor:
+        padded = x.new_zeros(max(counts), *x.shape[1:])
         padded[: len(x)] = x
-        parts = [torch.empty_like(padded) for _ in range(self.size)]
+        parts = [torch.empty_like(padded) for _ in counts]
         td.all_gather(parts, padded)
-        return torch.cat([part[:n] for part, n in zip(parts, counts.tolist(), strict=True)])
+        return torch.cat([part[:n] for part, n in zip(parts, counts, strict=True)])
 
     def _objects(self, value: Any) -> list[Any]:
         box: list[Any] = [None] * self.size
