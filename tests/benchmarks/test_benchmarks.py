@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-FOLDER = Path(__file__).parents[2] / "benchmarks"
+from .imported import FOLDER
+
 SCRIPTS = sorted(path.name for path in FOLDER.glob("*.py") if "options(__doc__" in path.read_text())
 CLOCKS = {"distributed.py": "1 thread a process; wall seconds"}
 """What the heading says of the threads and the clock, where it is not the process's own CPU time."""

@@ -10,20 +10,13 @@ from types import ModuleType
 
 import pytest
 
-FOLDER = Path(__file__).parents[2] / "benchmarks"
+from .imported import imported
 
 
 @pytest.fixture(scope="module")
 def distributed() -> Iterator[ModuleType]:
-    """benchmarks/distributed.py, imported as it imports its neighbours."""
-    before = set(sys.modules)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(FOLDER)
-        import distributed as script
-
+    with imported("distributed") as script:
         yield script
-        for name in {path.stem for path in FOLDER.glob("*.py")} - before:
-            sys.modules.pop(name, None)
 
 
 def python(words: str) -> list[str]:

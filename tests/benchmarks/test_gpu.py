@@ -13,22 +13,15 @@ from types import ModuleType
 import pytest
 import torch
 
-FOLDER = Path(__file__).parents[2] / "benchmarks"
+from .imported import FOLDER, imported
+
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
 def gpu() -> Iterator[ModuleType]:
-    """benchmarks/gpu.py, imported as it imports its neighbours."""
-    before = set(sys.modules)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(FOLDER)
-        import gpu as script
-
+    with imported("gpu") as script:
         yield script
-        for name in ("gpu", "common"):
-            if name not in before:
-                del sys.modules[name]
 
 
 @pytest.mark.parametrize("flag", ["", "--json"])

@@ -40,6 +40,12 @@ def assert_ended(job: Job, codes: dict[int, int]) -> None:
     assert found == codes or (job.launcher == "horovodrun" and found and found.items() <= codes.items()), job.said
 
 
+def assert_goes_on_to_the_same_end(source: Path, folder: Path, unbroken: Path) -> None:
+    with Job("torchrun", source, folder) as job:
+        assert job.wait() == 0, job.said
+    assert_same_run(folder, unbroken)
+
+
 def test_a_signal_to_one_rank_ends_all_of_them_when_the_step_is_saved(
     tiny_world: Path, two_ranks: Path, tmp_path: Path
 ) -> None:
@@ -64,9 +70,7 @@ def test_a_signal_to_one_rank_ends_all_of_them_when_the_step_is_saved(
         ((step, _),) = checkpoints.steps(folder)
         assert reached < step < 24 and not hidden(folder)
         reached = step
-    with Job("torchrun", source, folder) as job:
-        assert job.wait() == 0, job.said
-    assert_same_run(folder, two_ranks)
+    assert_goes_on_to_the_same_end(source, folder, two_ranks)
 
 
 def test_a_killed_rank_ends_the_job_and_the_others_say_so(tiny_world: Path, two_ranks: Path, tmp_path: Path) -> None:
@@ -84,9 +88,7 @@ def test_a_killed_rank_ends_the_job_and_the_others_say_so(tiny_world: Path, two_
         step, _ = checkpoints.steps(folder)[-1]
         assert step > reached
         reached = step
-    with Job("torchrun", source, folder) as job:
-        assert job.wait() == 0, job.said
-    assert_same_run(folder, two_ranks)
+    assert_goes_on_to_the_same_end(source, folder, two_ranks)
 
 
 def test_a_disk_that_is_full_for_the_rank_that_writes(tiny_world: Path, two_ranks: Path, tmp_path: Path) -> None:
@@ -104,9 +106,7 @@ def test_a_disk_that_is_full_for_the_rank_that_writes(tiny_world: Path, two_rank
     step, last = checkpoints.steps(folder)[-1]
     assert 3 <= step < 24 and not hidden(folder)
     check_sums(last)
-    with Job("torchrun", source, folder) as job:
-        assert job.wait() == 0, job.said
-    assert_same_run(folder, two_ranks)
+    assert_goes_on_to_the_same_end(source, folder, two_ranks)
 
 
 # --- with what each rank has seen ----------------------------------------------------------------------------------
