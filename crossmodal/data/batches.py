@@ -70,14 +70,26 @@ def length_mask(lengths: Tensor, width: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Texts(_Tensors):
-    """Captions as token ids: `input_ids` (B,T) int64, `lengths` (B,) int64, `type_ids` (B,T) or None."""
+    """Captions as token ids: `input_ids` (B,T) int64, `lengths` (B,) int64, `type_ids` (B,T) or None.
+
+    With `counts` (B,) int64 an item is several sentences: `counts[b]` rows of `input_ids` (S,T) and `lengths` (S,),
+    after those of the items before it; S their sum.
+    """
 
     input_ids: Tensor
     lengths: Tensor
     type_ids: Tensor | None = None
+    counts: Tensor | None = None
 
     def __len__(self) -> int:
-        return len(self.lengths)
+        return len(self.lengths if self.counts is None else self.counts)
+
+    def select(self, items: Tensor, *, trim: bool = True) -> Texts:
+        if self.counts is None:
+            return super().select(items, trim=trim)
+        first = self.counts.cumsum(0) - self.counts
+        rows = torch.cat([torch.arange(first[i], first[i] + self.counts[i]) for i in items.tolist()])
+        return replace(replace(self, counts=None).select(rows, trim=trim), counts=self.counts[items])
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,8 @@ class RegionItem:
 
     features (R,F) float16 or float32; boxes (R,6) float32: x1, y1, x2, y2, w, h, each normalised to the
     image's width or height; confidence (R,) float32; soft_labels (R,C) or None.
+    tags: the class names of all that was detected, in the detector's order, equal ones included; () where the
+    database keeps none. detic: (R,) bool, which boxes are Detic's; None: they are all of the one detector.
     """
 
     id: str
@@ -40,6 +42,8 @@ class RegionItem:
     boxes: NDArray[np.float32]
     confidence: NDArray[np.float32] | None = None
     soft_labels: NDArray[Any] | None = None
+    tags: tuple[str, ...] = ()
+    detic: NDArray[np.bool_] | None = None
 
     def __len__(self) -> int:
         return len(self.features)

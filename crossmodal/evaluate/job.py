@@ -15,7 +15,7 @@ from crossmodal.errors import DataError
 from crossmodal.model.base import Encoded, Model, all_pairs, inference
 from crossmodal.retrieve.journal import Journal
 from crossmodal.retrieve.scoring import Progress, encode_all
-from crossmodal.retrieve.tiles import TOKENS, plan_tiles, score_tile
+from crossmodal.retrieve.tiles import TOKENS, budget, plan_tiles, score_tile
 
 from .identity import Identity
 from .results import stored_scores
@@ -59,7 +59,7 @@ class ScoringJob:
         read = Identity()
         with inference(model):
             a, b = encode_corpus(model, corpus, read if output else None)
-        self.plan = plan_tiles(a.lengths, b.lengths, tokens)
+        self.plan = plan_tiles(a.lengths, b.lengths, budget(self._scorer, tokens))
         self._a, self._b = a[self.plan.rows], b[self.plan.columns]
         kind = next(model.parameters()).dtype
         self._scores = torch.zeros(len(a), len(b), dtype=torch.float32 if kind.itemsize < 4 else kind)

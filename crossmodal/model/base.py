@@ -22,10 +22,15 @@ Kind = Literal["items", "scores", "groups", "scalar"]
 
 @dataclass(frozen=True)
 class Field:
-    """A named tensor that a model can give: its kind says what the engine does with it across ranks."""
+    """A named tensor that a model can give: its kind says what the engine does with it across ranks.
+
+    ragged: an item field whose first dimension runs over the rows of all items, one item after the other; the field
+    `<role>_lengths` (B,) says how many rows each has.
+    """
 
     kind: Kind
     doc: str
+    ragged: bool = False
 
 
 @dataclass(frozen=True)
@@ -116,9 +121,14 @@ def ragged_index(starts: Tensor, lengths: Tensor) -> Tensor:
 
 
 class Scorer(Protocol):
-    """Scores pairs of encoded items; higher is a better match."""
+    """Scores pairs of encoded items; higher is a better match.
+
+    reads: the rows and vectors of `Encoded` that it needs.
+    cost: of a pair, as a share of what its tokens cost in a joint transformer: cheap scorers take larger tiles.
+    """
 
     reads: tuple[str, ...]
+    cost: float
 
     def __call__(self, a: Encoded, b: Encoded, pairs: Tensor | None = None) -> Tensor:
         """pairs (P,2) on the host -> (P,); None: every a with every b -> (A,B)."""
@@ -135,6 +145,7 @@ class Model(nn.Module):
 
     name: str
     sides: ClassVar[Mapping[str, type[Any]]]
+    scorer_names: ClassVar[tuple[str, ...]]  # the default one first
     all_fields: ClassVar[Mapping[str, str]]  # name -> what it is, for every configuration
     fields: Mapping[str, Field]  # those of this configuration
     processor: Any = None

@@ -100,24 +100,19 @@ def _plan(lengths: list[int], width: int) -> list[tuple[int, int]]:
     return bounds
 
 
-class SelfAttention(nn.Module):
-    """softmax(Q K^T / sqrt(d)) V over each packed sequence."""
+class PackedAttention(nn.Module):
+    """softmax(Q K^T / sqrt(d)) V over each packed sequence; how Q, K and V are projected, subclasses say."""
 
-    def __init__(self, width: int, heads: int, dropout: float) -> None:
+    def __init__(self, width: int, heads: int, dropout: float, *, causal: bool = False) -> None:
         super().__init__()
-        self.heads, self.head_width, self.dropout = heads, width // heads, dropout
-        self.query = nn.Linear(width, width)
-        self.key = nn.Linear(width, width)
-        self.value = nn.Linear(width, width)
+        self.heads, self.head_width, self.dropout, self.causal = heads, width // heads, dropout, causal
 
     def split(self, x: Tensor) -> Tensor:
         """(..., T, D) -> (..., h, T, d)"""
         return x.unflatten(-1, (self.heads, self.head_width)).transpose(-3, -2)
 
-    def forward(self, x: Tensor, packing: Packing, first_only: bool) -> Tensor:
-        """x (N,D) -> (N,D), or (B,D) for the first row of each sequence."""
-        q = self.query(x.index_select(0, packing.first) if first_only else x)
-        k, v = self.key(x), self.value(x)
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, packing: Packing, first_only: bool = False) -> Tensor:
+        """q, k, v (N,D) -> (N,D); with `first_only` q and what is returned are (B,D), the first row of each sequence."""
         rows = [group.rows for group in packing.groups]
         queries = [group.count for group in packing.groups] if first_only else rows
         parts = zip(packing.groups, q.split(queries), k.split(rows), v.split(rows), strict=True)
@@ -125,15 +120,32 @@ class SelfAttention(nn.Module):
 
     def _group(self, group: Group, q: Tensor, k: Tensor, v: Tensor, first_only: bool) -> Tensor:
         query = q[:, None] if first_only else group.padded(q)  # (n,1,D) or (n,T,D)
+        # Padding lies at the right, so that a causal mask hides it from all real rows.
         out = F.scaled_dot_product_attention(
             self.split(query),
             self.split(group.padded(k)),
             self.split(group.padded(v)),
-            attn_mask=None if group.padding is None else group.padding.mask,
+            attn_mask=None if group.padding is None or self.causal else group.padding.mask,
             dropout_p=self.dropout if self.training else 0.0,
+            is_causal=self.causal,
         )
         out = out.transpose(1, 2).flatten(2)  # (n,h,T,d) -> (n,T,D)
         return out[:, 0] if first_only else group.packed(out)
+
+
+class SelfAttention(PackedAttention):
+    """Attention with BERT's three projections."""
+
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
+        super().__init__(width, heads, dropout)
+        self.query = nn.Linear(width, width)
+        self.key = nn.Linear(width, width)
+        self.value = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, packing: Packing, first_only: bool) -> Tensor:
+        """x (N,D) -> (N,D), or (B,D) for the first row of each sequence."""
+        q = self.query(x.index_select(0, packing.first) if first_only else x)
+        return self.attend(q, self.key(x), self.value(x), packing, first_only)
 
     def probabilities(self, q: Tensor, k: Tensor, real: Tensor) -> Tensor:
         """Attention of projected, padded queries over keys, no dropout: (B,T,D), (B,K,D), (B,K) -> (B,h,T,K).

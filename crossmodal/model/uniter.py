@@ -225,6 +225,7 @@ class Uniter(Model):
     """UNITER with a rank head; scorer `itm`. With `pretraining: true` also the published pre-training heads."""
 
     sides: ClassVar[Mapping[str, type[Any]]] = {"text": Texts, "image": Regions}
+    scorer_names: ClassVar[tuple[str, ...]] = ("itm",)
     all_fields: ClassVar[Mapping[str, str]] = {**FIELDS, **PRETRAINING_FIELDS}
 
     def __init__(self, config: UniterConfig | Mapping[str, Any]) -> None:
@@ -379,6 +380,7 @@ class ItmScorer:
     """The raw rank logit of a pair: the whole joint transformer, [CLS] row only in the last layer."""
 
     reads: tuple[str, ...] = ("tokens",)
+    cost = 1.0
 
     def __init__(self, model: Uniter) -> None:
         self.model = model

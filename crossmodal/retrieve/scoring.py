@@ -15,7 +15,7 @@ from torch import Tensor
 from crossmodal.data.batches import Items
 from crossmodal.model.base import Encoded, Model, Scorer
 
-from .tiles import TOKENS, cut, plan_tiles, score_tile, widened
+from .tiles import TOKENS, budget, cut, plan_tiles, score_tile, widened
 
 __all__ = ["TOKENS", "Best", "Progress", "encode_all", "score_blocks", "score_matrix", "score_pairs", "top_k"]
 
@@ -41,7 +41,7 @@ def score_pairs(
     lengths = (a.lengths[pairs[:, 0]] + b.lengths[pairs[:, 1]]).clamp(min=1)
     order = lengths.argsort(stable=True)
     parts = []
-    for start, stop in cut(lengths[order], tokens):
+    for start, stop in cut(lengths[order], budget(scorer, tokens)):
         parts.append(widened(scorer(a, b, pairs[order[start:stop]])))
         if progress:
             progress(stop - start)
@@ -56,7 +56,7 @@ def score_blocks(
     Without items on either side there are no blocks. Rows come shortest first; within a block, tiles of columns
     are shortest first, so that the pairs of one tile have few distinct lengths.
     """
-    plan = plan_tiles(a.lengths, b.lengths, tokens)
+    plan = plan_tiles(a.lengths, b.lengths, budget(scorer, tokens))
     a, b = a[plan.rows], b[plan.columns]
     back = plan.columns.argsort()
     tiles = []

@@ -65,6 +65,11 @@ def plan_tiles(a: Tensor, b: Tensor, tokens: int = TOKENS) -> Plan:
     return Plan(rows, columns, torch.cat(bounds), torch.cat(costs))
 
 
+def budget(scorer: Scorer, tokens: int) -> int:
+    """How many tokens a tile of this scorer may have where a joint transformer's may have `tokens`."""
+    return max(1, int(tokens / scorer.cost))
+
+
 def score_tile(scorer: Scorer, a: Encoded, b: Encoded, tile: tuple[slice, slice]) -> Tensor:
     """The scores of one tile of sorted items, in float32 (float64 stays)."""
     return widened(scorer(a[tile[0]], b[tile[1]]))

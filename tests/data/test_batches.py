@@ -190,3 +190,12 @@ def test_kept_pairs_hold_what_they_held(case: tuple[Batch, Tensor]) -> None:
     assert text.input_ids.shape[1] == text.lengths.max() and image.features.shape[1] == image.lengths.max()
     for column, count in enumerate((len(text), len(image))):
         assert kept.pairs[:, column].unique().tolist() == list(range(count))
+
+
+def test_items_of_several_sentences() -> None:
+    texts = Texts(torch.tensor([[1, 2, 3], [4, 0, 0], [5, 6, 0], [7, 8, 0]]), torch.tensor([3, 1, 2, 2]),
+                  counts=torch.tensor([2, 0, 2]))  # fmt: skip
+    assert len(texts) == 3
+    chosen = texts.select(torch.tensor([2, 1]))
+    assert chosen.counts is not None and chosen.counts.tolist() == [2, 0]
+    assert chosen.input_ids.tolist() == [[5, 6], [7, 8]] and chosen.lengths.tolist() == [2, 2]

@@ -59,9 +59,9 @@ class Case:
         return torch.from_numpy(self.arrays[name])
 
     def under(self, prefix: str) -> dict[str, torch.Tensor]:
-        """Every array below `prefix/`, by the rest of its name."""
-        start = prefix + "/"
-        return {k[len(start) :]: self.tensor(k) for k in self.arrays if k.startswith(start)}
+        """Every array below `prefix/` or `prefix.` (systems differ), by the rest of its name."""
+        starts = (prefix + "/", prefix + ".")
+        return {k[len(prefix) + 1 :]: self.tensor(k) for k in self.arrays if k.startswith(starts)}
 
     @property
     def hyper(self) -> dict[str, Any]:
@@ -79,8 +79,8 @@ class Case:
         return "close"
 
     def scalar(self, name: str, ours: Any) -> None:
-        """Compare with a number of `scalars`, nested names joined by a slash."""
-        self.equal(name, ours, _find(self.json["scalars"], name))
+        """Compare with a number of `scalars` (or `outputs`), nested names joined by a slash."""
+        self.equal(name, ours, _find(self.json.get("scalars") or self.json["outputs"], name))
 
     def array(self, name: str, ours: Any, where: Any = None, expected: Any = None) -> None:
         """Compare with an array; `where` (bool, leading dimensions) picks what is not padding."""
@@ -114,7 +114,9 @@ class Case:
         if name.startswith("grad/") and "grad_rtol" in t:
             largest = float(np.abs(recorded).max()) if recorded.size else 0.0
             return t["grad_rtol"], t["grad_atol"] * max(1.0, largest)
-        return t["out_rtol"], t["out_atol"]
+        if "out_rtol" in t:
+            return t["out_rtol"], t["out_atol"]
+        return t["rtol"], t["atol"]
 
 
 def _find(tree: dict[str, Any], name: str) -> Any:

@@ -27,6 +27,7 @@ class Cosine:
     """Late scoring of vectors: nothing of the engine may be UNITER's alone."""
 
     reads: tuple[str, ...] = ("vector",)
+    cost = 1.0
 
     def __call__(self, a: Encoded, b: Encoded, pairs: Tensor | None = None) -> Tensor:
         x, y = (torch.nn.functional.normalize(e.vectors["vector"], dim=-1) for e in (a, b))
@@ -37,6 +38,7 @@ class Table:
     """Scores looked up by item number, so that a test can choose them; keeps the largest tile it was asked for."""
 
     reads: tuple[str, ...] = ("number",)
+    cost = 1.0
 
     def __init__(self, scores: Tensor) -> None:
         self.scores, self.largest = scores, 0

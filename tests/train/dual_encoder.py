@@ -19,6 +19,7 @@ from crossmodal.model.base import Encoded, Field, Model, Scorer, register
 
 class Cosine:
     reads = ("embeds",)
+    cost = 1.0
 
     def __call__(self, a: Encoded, b: Encoded, pairs: Tensor | None = None) -> Tensor:
         scores = a.vectors["embeds"] @ b.vectors["embeds"].T
