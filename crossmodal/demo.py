@@ -9,22 +9,17 @@ from __future__ import annotations
 
 import json
 import logging
-import multiprocessing
-import os
 import time
 from collections.abc import Mapping
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
 from crossmodal.data.corpus import Corpus
-from crossmodal.data.parallel import end_with_parent
-from crossmodal.data.scenes import write_world
-from crossmodal.errors import ConfigError
+from crossmodal.demo_world import QUICK_WORLD, demo_recipe, fresh_world, side_by_side, train
 from crossmodal.evaluate.edits import edit_accuracy
 from crossmodal.evaluate.examples import (
     example_attention,
@@ -46,16 +41,13 @@ from crossmodal.model.checkpoints import load
 from crossmodal.model.uniter import ATTENTION_FIELDS
 from crossmodal.train.metrics import FILE
 from crossmodal.train.published import add_iais
-from crossmodal.train.recipe import Recipe, parse_recipe, read_config
+from crossmodal.train.recipe import parse_recipe
 from crossmodal.train.setup import open_data
-from crossmodal.train.trainer import Trainer
 
 log = logging.getLogger("crossmodal")
 
 ARMS = ("iais", "plain")
 EDITS = ("replaced_kind", "replaced_colour", "swapped_colours", "swapped_relation")
-QUICK_WORLD = {"train": 60, "val": 12, "test": 12}
-QUICK_STEPS = 4
 
 
 @dataclass(frozen=True)
@@ -69,17 +61,14 @@ class Arm:
 
 def run_demo(output: Path, *, seed: int = 0, quick: bool = False) -> dict[str, Any]:
     """Run everything into `output` and return what demo.json holds. Raises ConfigError where it is not empty."""
-    if output.exists() and any(output.iterdir()):
-        raise ConfigError(f"the output folder {output} is not empty; choose another, or leave --output out")
     start = time.monotonic()
-    sizes: dict[str, Any] = QUICK_WORLD if quick else {"workers": os.cpu_count() or 1}
-    world = write_world(output / "world", seed=seed, **sizes)
-    words = _train(_recipe("demo-words", world, seed, quick), output / "words")
-    matching = _train(_recipe("demo-match", world, seed, quick, words), output / "matching")
+    world = fresh_world(output, seed, quick)
+    words = train(_recipe("demo-words", world, seed, quick), output / "words")
+    matching = train(_recipe("demo-match", world, seed, quick, words), output / "matching")
     recipes = {arm: _recipe("demo-hard", world, seed, quick, matching, iais=arm == "iais") for arm in ARMS}
     log.info("training the two arms side by side: %s", " and ".join(ARMS))
-    arms = _both(recipes, output)
-    corpus = open_data(recipes["plain"].data["test"])
+    arms = side_by_side({arm: partial(_run_arm, recipe, output / arm) for arm, recipe in recipes.items()})
+    corpus = open_data(parse_recipe(recipes["plain"]).data["test"])
     summary = _summary(arms, time.monotonic() - start)
     write_whole(output / "demo.json", lambda path: path.write_text(json.dumps(summary, indent=2)))
     print(_table(arms))
@@ -90,50 +79,18 @@ def run_demo(output: Path, *, seed: int = 0, quick: bool = False) -> dict[str, A
 
 def _recipe(
     name: str, world: Path, seed: int, quick: bool, checkpoint: Path | None = None, *, iais: bool = False
-) -> Recipe:
-    """A shipped demo recipe on this world, from this checkpoint."""
-    values = read_config(name)
-    values["seed"] = seed
-    for data in values["data"].values():
-        data["texts"], data["images"] = str(world / data["texts"]), str(world / data["images"])
-    if checkpoint is not None:
-        values["model"]["checkpoint"] = str(checkpoint)
-    if quick:
-        values["steps"] = QUICK_STEPS
-        if "validation" in values:
-            values["validation"] |= {"every": QUICK_STEPS, "gallery": QUICK_WORLD["val"]}
-        for stream in values["streams"]:
-            if "pool" in stream["data"]:
-                stream["data"]["pool"] = QUICK_WORLD["train"] // 5
+) -> dict[str, Any]:
+    values = demo_recipe(name, world, seed, quick, checkpoint)
+    if quick and "validation" in values:
+        values["validation"]["gallery"] = QUICK_WORLD["val"]
     if iais:
         add_iais(values, "singular")
-    return parse_recipe(values, where=name)
+    return values
 
 
-def _train(recipe: Recipe, run: Path, progress: bool = True) -> Path:
-    """Train one phase; the checkpoint folder of its last step."""
-    Trainer(recipe, run, progress=progress, signals=False).train()  # nothing could go on with a demo
-    return run / "last"
-
-
-def _both(recipes: Mapping[str, Recipe], output: Path) -> dict[str, Arm]:
-    """Both arms at once, each with half of the cores."""
-    threads = max(1, (os.cpu_count() or 1) // len(recipes))
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(len(recipes), mp_context=context, initializer=_begin_arm, initargs=(threads,)) as pool:
-        jobs = {arm: pool.submit(_run_arm, recipe, output / arm, arm == "plain") for arm, recipe in recipes.items()}
-        return {arm: job.result() for arm, job in jobs.items()}
-
-
-def _begin_arm(threads: int) -> None:
-    torch.set_num_threads(threads)
-    end_with_parent()
-
-
-def _run_arm(recipe: Recipe, run: Path, progress: bool) -> Arm:
+def _run_arm(recipe: Mapping[str, Any], run: Path, progress: bool) -> Arm:
     """Train one arm and evaluate it on the test scenes; one of the two shows its progress."""
-    _train(recipe, run, progress)
-    model, corpus = load(run / "last"), open_data(recipe.data["test"])
+    model, corpus = load(train(recipe, run, progress)), open_data(parse_recipe(recipe).data["test"])
     pairs = len(corpus) * len(corpus.image_keys)
     with tqdm(total=pairs, unit="pair", unit_scale=True, disable=not progress) as bar:
         found = evaluate_corpus(model, corpus, progress=bar.update)

@@ -38,10 +38,30 @@ def tiny_recipe(folder: Path, **changes: Any) -> dict[str, Any]:
         "validation": {"every": 2},
         "log_every": 1,
     }
+    return _changed(recipe, changes)
+
+
+def _changed(recipe: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     for key, value in changes.items():
         merged = isinstance(value, dict) and isinstance(recipe.get(key), dict)
         recipe[key] = {**recipe[key], **value} if merged else value
     return recipe
+
+
+def aladin_recipe(folder: Path, **changes: Any) -> dict[str, Any]:
+    """ALADIN with both of its heads on the same corpus, the second distilled from the first."""
+    model = tiny_recipe(folder)["model"] | {"use": "aladin"}
+    losses = [
+        {"use": "triplet", "scores": "alignment_scores", "tag": "alignment_loss"},
+        {"use": "listnet", "teacher": "alignment_scores", "student": "matching_scores", "tag": "distillation_loss"},
+    ]
+    values = {
+        "model": model | {"config": model["config"] | {"head_dropout": 0.0}},
+        "accumulate": 1,
+        "streams": [{"data": {"use": "train", "draw": "matched"}, "losses": losses}],
+        "validation": {"every": 2, "scorers": ["alignment", "matching"]},
+    }
+    return _changed(tiny_recipe(folder, **values), changes)
 
 
 def write_recipe(path: Path, recipe: dict[str, Any]) -> Path:

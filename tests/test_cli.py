@@ -34,7 +34,7 @@ def test_what_a_run_leaves(trained: Path) -> None:
     stored = yaml.safe_load((trained / "recipe.yaml").read_text())
     iais = [stream["losses"][1] for stream in stored["streams"]]
     assert [(loss["alignment"], loss["side"]) for loss in iais] == [("singular", "visual"), ("singular", "linguistic")]
-    assert [loss["weight"] for loss in iais] == [{"schedule": "exp", "scale": 4.0}] * 2
+    assert [(loss["weight"]["schedule"], loss["weight"]["scale"]) for loss in iais] == [("exp", 4.0)] * 2
 
 
 def test_test_of_best_and_last(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

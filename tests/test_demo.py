@@ -20,6 +20,14 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def aladin(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("aladin") / "run"
+    words = ["demo", "--system", "aladin", "--quick", "--uniter", str(demo), "--output", str(folder)]
+    assert run(words) == 0
+    return folder
+
+
 @pytest.mark.slow
 def test_demo_json(demo: Path) -> None:
     summary = json.loads((demo / "demo.json").read_text())
@@ -57,3 +65,38 @@ def test_an_output_folder_in_use_is_refused(demo: Path, capsys: pytest.CaptureFi
     assert run(["demo", "--quick", "--output", str(demo)]) == 2
     assert "is not empty" in capsys.readouterr().err
     assert (demo / "demo.json").read_bytes() == before
+
+
+@pytest.mark.slow
+def test_ways_of_searching_and_their_cost(aladin: Path) -> None:
+    summary = json.loads((aladin / "demo.json").read_text())
+    assert summary["steps"]["contrast"] == summary["steps"]["align"] + summary["steps"]["distil"]
+    ways = summary["ways"]
+    pairs = {name: way["pairs"] for name, way in ways.items()}
+    captions, images = 60, 12
+    cascade = pairs.pop("matching, then alignment on 20")
+    assert set(pairs.values()) == {captions * images} and images * 10 <= cascade <= captions * images
+    assert pairs.keys() == {"matching, distilled", "alignment", "matching, by InfoNCE", "UNITER"}
+    assert all(0 <= way[name] <= 1 for way in ways.values() for name in NAMES)
+    assert ways["UNITER"]["ms_a_query"] > ways["alignment"]["ms_a_query"] > 0
+    mean = {name: (way["txt_r1"] + way["img_r1"]) / 2 for name, way in ways.items()}
+    assert summary["distilled_share"] == pytest.approx(mean["matching, distilled"] / mean["alignment"])
+
+
+@pytest.mark.slow
+def test_the_control_starts_as_the_alignment_head_did(aladin: Path) -> None:
+    import yaml
+
+    align, contrast = (yaml.safe_load((aladin / run / "recipe.yaml").read_text()) for run in ("align", "contrast"))
+    assert align["seed"] == contrast["seed"] and align["model"] == contrast["model"]
+    assert {k: v for k, v in align.items() if contrast[k] != v}.keys() <= {"name", "steps", "streams"}
+
+
+@pytest.mark.slow
+def test_aladins_report(aladin: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = (aladin / "report.html").read_text()
+    assert "Effectiveness and cost" in page and "Example queries" in page
+    assert not re.search(r'(src|href)="(?!data:|#)', page)
+    assert (aladin / "cost.png").read_bytes().startswith(b"\x89PNG")
+    assert run(["demo", "--uniter", str(aladin)]) == 2
+    assert "add --system aladin" in capsys.readouterr().err

@@ -30,6 +30,15 @@ class Flavour(str, Enum):
 Flavoured = Annotated[Flavour, typer.Option(help="msgpack or npz: UNITER's two; raw: read without decoding.")]
 
 
+class Target(str, Enum):
+    """What `regions` writes: a flavour of image databases, or VinVL's layout."""
+
+    raw = "raw"
+    msgpack = "msgpack"
+    npz = "npz"
+    vinvl = "vinvl"
+
+
 class RegionFormat(str, Enum):
     """What `regions` reads."""
 
@@ -37,14 +46,23 @@ class RegionFormat(str, Enum):
     npz = "npz"
     hdf5 = "hdf5"
     lmdb = "lmdb"
+    vinvl = "vinvl"
+    det = "det"
+    det_fast = "det+fast"
+    det_fast_labels = "det+fast_labels"
 
 
 @app.command()
 def regions(
-    source: Annotated[Path, typer.Argument(help="A .tsv, a folder of .npz, an .h5, or an image database.")],
+    source: Annotated[
+        Path, typer.Argument(help="A .tsv, a folder of .npz, an .h5, a VinVL folder, or an image database.")
+    ],
     output: Output,
     from_: Annotated[RegionFormat | None, typer.Option("--from", help="Format; guessed if absent.")] = None,
-    flavour: Flavoured = Flavour.msgpack,
+    flavour: Annotated[
+        Target,
+        typer.Option(help="msgpack or npz: UNITER's two; raw: read without decoding; vinvl: VinVL's folder of TSVs."),
+    ] = Target.msgpack,
     float16: Annotated[
         bool | None,
         typer.Option(help="Store float32 as float16; by default where dumps become a published flavour."),
@@ -62,7 +80,8 @@ def regions(
     """Convert detected boxes to an image database, or an image database to another flavour.
 
     An image database keeps all it holds, unless other boxes are asked for. A killed run is continued by the same
-    command. Unreadable images are skipped, counted and listed.
+    command. Unreadable images are skipped, counted and listed. Of a VinVL folder (vinvl) or the shelve of Detic's
+    detections in one (det, or merged: det+fast, det+fast_labels) all boxes are kept, up to --max-bb, and the tags.
     """
     from dataclasses import replace
 
@@ -70,12 +89,16 @@ def regions(
     from crossmodal.data.region_names import database_name, stem
     from crossmodal.data.region_writer import convert_region_db, write_region_db
     from crossmodal.data.regions import open_regions
+    from crossmodal.data.vinvl_writer import write_vinvl
 
     given = {"conf_th": conf_th, "max_bb": max_bb, "min_bb": min_bb, "num_bb": num_bb}
     asked: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     db = open_regions(source, kind=None if from_ is None else from_.value, verify=True, **asked)
+    if flavour is Target.vinvl:
+        _report_regions(write_vinvl(db, output))
+        return
     rule = replace(db.rule, **asked)
-    database = isinstance(db, LmdbRegions)
+    exact = isinstance(db, LmdbRegions) or db.chosen
     if isinstance(db, LmdbRegions) and (not asked or stem(db.path.resolve().name) == database_name(rule)):
         written = convert_region_db(db, output, flavour.value, float16=bool(float16), workers=workers)
     else:
@@ -84,10 +107,11 @@ def regions(
             output,
             **vars(rule),
             flavour=flavour.value,
-            float16=False if database and float16 is None else float16,
+            float16=False if exact and float16 is None else float16,
+            chosen=db.chosen and conf_th is None,
             workers=workers,
             total=len(db),
-            origin=str(db.path),
+            origin=str(db.path) if from_ is None else f"{db.path} ({from_.value})",
         )
     _report_regions(written)
 
@@ -194,7 +218,7 @@ def scenes(
 @app.command()
 def check(
     regions: Annotated[Path, typer.Argument(help="An image database, or anything `regions` reads.")],
-    texts: Annotated[Path | None, typer.Option(help="A text database that refers to it.")] = None,
+    texts: Annotated[Path | None, typer.Option(help="A text database or VinVL caption file that refers to it.")] = None,
     longest: Annotated[int, typer.Option(help="Word pieces a text may have without the special ones.")] = 510,
     conf_th: ConfTh = 0.2,
     max_bb: MaxBB = 100,
@@ -207,7 +231,7 @@ def check(
     """Read databases whole and report what is wrong. Exit status 1 if anything is."""
     from crossmodal.data.check import check as run_check
     from crossmodal.data.regions import open_regions
-    from crossmodal.data.texts import TextDB
+    from crossmodal.data.texts import open_texts
     from crossmodal.errors import DataError
 
     db = open_regions(
@@ -223,7 +247,7 @@ def check(
     text_db = None
     if texts is not None:
         try:
-            text_db = TextDB(texts)
+            text_db = open_texts(texts)
         except DataError as error:
             unusable = str(error)
     report = run_check(text_db, db, longest=longest)

@@ -11,17 +11,21 @@ import typer
 def export(
     checkpoint: Annotated[Path, typer.Argument(help="A run or checkpoint folder.")],
     output: Annotated[Path, typer.Option(help="The file to write, e.g. model.pt.")],
-    layout: Annotated[str, typer.Option(help="uniter")] = "uniter",
+    layout: Annotated[str | None, typer.Option(help="uniter or aladin; by default that of the model.")] = None,
 ) -> None:
-    """Write a checkpoint as the published code reads it: a plain state dict with UNITER's keys."""
+    """Write a checkpoint as the published code of its model reads it."""
     from crossmodal.errors import ConfigError
-    from crossmodal.model.checkpoints import export_uniter, load
-    from crossmodal.model.uniter import Uniter
+    from crossmodal.model.checkpoints import EXPORTS, load
 
-    if layout != "uniter":
-        raise ConfigError(f"--layout {layout!r} is unknown; use uniter")
+    if layout is not None and layout not in EXPORTS:
+        raise ConfigError(f"--layout {layout!r} is unknown; use {' or '.join(EXPORTS)}")
     model = load(checkpoint)
-    if not isinstance(model, Uniter):
-        raise ConfigError(f"{checkpoint} is a {model.name} model, which has no uniter layout")
-    export_uniter(model, output)
-    print(f"{output}: {sum(p.numel() for p in model.parameters()):,} parameters in the layout {layout}")
+    if model.name not in EXPORTS:
+        raise ConfigError(f"{checkpoint} holds the model {model.name}, which has no published form")
+    if layout not in (None, model.name):
+        raise ConfigError(
+            f"{checkpoint} holds the model {model.name}, which has no {layout} layout; leave --layout out"
+        )
+    EXPORTS[model.name](model, output)
+    count = sum(p.numel() for p in model.parameters())
+    print(f"{output}: {count:,} parameters in the layout {model.name}")

@@ -26,11 +26,13 @@ def train(
     from crossmodal.train.distributed import connect
     from crossmodal.train.interrupts import Interrupted
     from crossmodal.train.published import load_any
+    from crossmodal.train.published_aladin import inert_flags
     from crossmodal.train.run_folder import RunFolder, new_run_folder
 
-    from .flags import published_flags
+    from .flags import published_flags, say_inert
 
-    recipe, published_output = load_any(config, flags=published_flags(context.args), iais=iais, overrides=set_ or [])
+    flags = published_flags(context.args)
+    recipe, published_output = load_any(config, flags=flags, iais=iais, overrides=set_ or [])
     if output is None and published_output:
         output = Path(published_output)
     if output is None and resume:
@@ -43,6 +45,7 @@ def train(
 
         def job() -> None:
             log.setLevel(logging.INFO if ranks.rank == 0 else logging.WARNING)
+            say_inert(inert_flags(flags) if recipe.model.use == "aladin" else [])
             _train(recipe, folder, ranks, resume or (ranks.restarted and RunFolder(folder, ranks).begun()))
 
         try:
@@ -54,14 +57,14 @@ def train(
 
 
 def _train(recipe: Recipe, folder: Path, ranks: OneProcess, resume: bool) -> None:
-    from crossmodal.evaluate.run import describe_evaluation, evaluate_into
+    from crossmodal.evaluate.run import describe_heads, evaluate_heads
     from crossmodal.model.fused import probe
     from crossmodal.train.trainer import Trainer
 
     log = logging.getLogger("crossmodal")
     log.info("%s: %s on %s; %s", recipe.name, ranks.name, folder, probe().said)
     trainer = Trainer(recipe, folder, ranks, resume=resume)
-    log.info("device %s, precision %s, %d steps", trainer.device, recipe.precision, recipe.steps)
+    log.info("device %s, precision %s, %d steps", trainer.device, recipe.precision, trainer.steps)
     metrics = trainer.train()
     for name in ("txt_r1", "img_r1", "r_mean"):
         if name in metrics:
@@ -70,6 +73,6 @@ def _train(recipe: Recipe, folder: Path, ranks: OneProcess, resume: bool) -> Non
         settings = {"checkpoint": "last", "split": recipe.test}
         test = folder / "last" / f"test_{recipe.test}"
         with trainer.interrupts as signals, signals.at_once(), trainer.engine.gradients.weights() as model:
-            found = evaluate_into(test, model, trainer.corpus(recipe.test), settings, process=ranks)
-        if found is not None:
-            print(describe_evaluation(found))
+            found = evaluate_heads(test, model, trainer.corpus(recipe.test), settings, process=ranks)
+        if found:
+            print(describe_heads(found, trainer.model.name))

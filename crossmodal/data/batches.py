@@ -87,8 +87,7 @@ class Texts(_Tensors):
     def select(self, items: Tensor, *, trim: bool = True) -> Texts:
         if self.counts is None:
             return super().select(items, trim=trim)
-        first = self.counts.cumsum(0) - self.counts
-        rows = torch.cat([torch.arange(first[i], first[i] + self.counts[i]) for i in items.tolist()])
+        rows = torch.cat([torch.arange(len(self.lengths)).split(self.counts.tolist())[i] for i in items.tolist()])
         return replace(replace(self, counts=None).select(rows, trim=trim), counts=self.counts[items])
 
 
@@ -143,6 +142,7 @@ class Batch(_Tensors):
     ids:   role -> the database id of every item.
     extras: named tensors that a dataset or a miner adds, e.g. ``matched`` (G, group).
     ghost: it counts nothing: a rank that has no anchors left runs along with it, so that all make the same calls.
+    teachers: teacher -> its roles: the same items as its own processor makes them.
     """
 
     roles: Mapping[str, tuple[str, Items]]
@@ -152,6 +152,7 @@ class Batch(_Tensors):
     extras: Mapping[str, Tensor] = field(default_factory=dict)
     between: tuple[str, str] = ("text", "image")
     ghost: bool = False
+    teachers: Mapping[str, Mapping[str, tuple[str, Items]]] = field(default_factory=dict)
 
     @property
     def groups(self) -> int:

@@ -2,36 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from crossmodal.data.items import TextItem
-from crossmodal.data.region_db import Record, RegionDB, require_boxes
+from crossmodal.data.region_db import Record, RegionDB, as_item, require_boxes
+from crossmodal.data.texts import TextSource
 from crossmodal.errors import DataError
 
 LONGEST_TEXT = 510  # word pieces: the 512 positions of a published model less [CLS] and [SEP]
 
 _SLACK = 2e-3  # boxes are kept as float16, which near 1 is exact to 0.0005 a number; w and h add up
 _EXAMPLES = 3
-
-
-class TextSource(Protocol):
-    """What the check reads of a text database (`texts.TextDB`)."""
-
-    @property
-    def ids(self) -> Sequence[str]: ...
-    @property
-    def lengths(self) -> Mapping[str, int]: ...
-    @property
-    def image_of(self) -> Mapping[str, str]: ...
-    @property
-    def texts_of(self) -> Mapping[str, Sequence[str]]: ...
-    def __getitem__(self, text: str) -> TextItem: ...
 
 
 @dataclass
@@ -86,6 +72,7 @@ def check(texts: TextSource | None, regions: RegionDB, *, longest: int = LONGEST
         try:
             record = regions.loader(image)()
             require_boxes(record, f"The record of {image} in {regions.path}")
+            as_item(image, record)
         except DataError as error:
             report.problem("unreadable images", str(error))
             continue

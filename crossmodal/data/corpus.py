@@ -14,9 +14,9 @@ from crossmodal.data.items import RegionItem, TextItem
 from crossmodal.errors import DataError
 
 if TYPE_CHECKING:
-    from crossmodal.data.processors import UniterProcessor
+    from crossmodal.data.processors import Processor
     from crossmodal.data.regions import RegionDB
-    from crossmodal.data.texts import TextDB
+    from crossmodal.data.texts import TextSource
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Part:
     Raises DataError where an image has no regions, and where `max_len` leaves no caption.
     """
 
-    texts: TextDB
+    texts: TextSource
     regions: RegionDB
 
     def __post_init__(self) -> None:
@@ -34,8 +34,8 @@ class Part:
         if missing:
             raise DataError(
                 f"{len(missing)} of {len(self.texts.images)} images named by the captions in {self.texts.path} have no "
-                f"regions in {self.regions.path} (first: {', '.join(missing[:3])}); run `crossmodal data check` on "
-                "the two databases"
+                f"{self.regions.content} in {self.regions.path} (first: {', '.join(missing[:3])}); run "
+                "`crossmodal data check` on the two databases"
             )
         if not len(self.texts):
             shortest = min(self.texts.lengths.values(), default=None)
@@ -93,7 +93,7 @@ class Corpus:
         return torch.tensor([column[p, self.parts[p].texts.image_of[caption]] for p, caption in self.anchors])
 
     def batches(
-        self, side: str, keys: Sequence[tuple[int, str]], processor: UniterProcessor, size: int = 256
+        self, side: str, keys: Sequence[tuple[int, str]], processor: Processor, size: int = 256
     ) -> Iterator[Items]:
         """The items of these keys as model input, `size` at a time, each read once."""
         for start in range(0, len(keys), size):
@@ -112,22 +112,40 @@ def open_corpus(
     min_bb: int = 10,
     num_bb: int = 36,
     compressed: bool | None = None,
+    detections: str | None = None,
+    published_merge: bool = False,
+    image_keys: str | None = None,
+    captions_per_image: int | None = None,
 ) -> Corpus:
     """Open text databases and the region database of each (one for all, or one each).
 
-    Raises DataError where the numbers of databases do not fit or images are missing.
+    detections: of a VinVL folder: ``fast`` (its own), ``det``, ``det_padded``, ``det+fast`` or ``det+fast_labels``
+    (`regions.open_regions`); a merge is over the images of the captions. published_merge: with ALADIN-2.0's mistakes.
+    image_keys, captions_per_image: of VinVL's caption files (`texts.open_texts`).
+    Raises DataError where the numbers of databases do not fit or images are missing, ConfigError for options that
+    do not.
     """
     from crossmodal.data.regions import open_regions
-    from crossmodal.data.texts import TextDB
+    from crossmodal.data.texts import open_texts
 
     if len(images) not in (1, len(texts)):
         raise DataError(
             f"{len(texts)} text databases go with {len(images)} region databases; give one for all or one for each"
         )
     opened = [
-        open_regions(path, conf_th=conf_th, max_bb=max_bb, min_bb=min_bb, num_bb=num_bb, compressed=compressed)
+        open_regions(
+            path,
+            conf_th=conf_th,
+            max_bb=max_bb,
+            min_bb=min_bb,
+            num_bb=num_bb,
+            compressed=compressed,
+            kind=detections,
+            published=published_merge,
+        )
         for path in images
     ]
     if len(opened) == 1:
         opened *= len(texts)
-    return Corpus([Part(TextDB(path, max_len=max_text), db) for path, db in zip(texts, opened, strict=True)])
+    sources = [open_texts(p, max_text, image_keys=image_keys, captions_per_image=captions_per_image) for p in texts]
+    return Corpus([Part(source, db.over(source.images)) for source, db in zip(sources, opened, strict=True)])

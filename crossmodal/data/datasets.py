@@ -7,16 +7,16 @@ anchor, from all captions or images of the anchor's database, whatever the numbe
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
-from crossmodal.data.batches import Batch, Texts
+from crossmodal.data.batches import Batch, Items, Texts
 from crossmodal.data.corpus import Corpus
-from crossmodal.data.processors import UniterProcessor
-from crossmodal.data.samplers import keyed_random, negatives
+from crossmodal.data.processors import Processor, UniterProcessor
+from crossmodal.data.samplers import keyed_random, negatives, stable_hash
 from crossmodal.errors import ConfigError
 
 Key = tuple[int, str]
@@ -37,7 +37,7 @@ class Dataset(Protocol):
 class _Anchored:
     """What the datasets share: a corpus of anchors, and draws keyed on the anchor."""
 
-    def __init__(self, corpus: Corpus, processor: UniterProcessor, *, seed: int = 0, stream: str = "0") -> None:
+    def __init__(self, corpus: Corpus, processor: Processor, *, seed: int = 0, stream: str = "0") -> None:
         self.corpus, self.processor, self.seed, self.stream = corpus, processor, seed, stream
 
     def __len__(self) -> int:
@@ -93,7 +93,7 @@ class Pools(_Anchored):
     def __init__(
         self,
         corpus: Corpus,
-        processor: UniterProcessor,
+        processor: Processor,
         *,
         anchor: Literal["text", "image"] = "text",
         pool: int = 400,
@@ -150,7 +150,7 @@ class Triples(_Anchored):
     def __init__(
         self,
         corpus: Corpus,
-        processor: UniterProcessor,
+        processor: Processor,
         *,
         negatives: int = 1,
         seed: int = 0,
@@ -182,13 +182,18 @@ class MaskedWords(_Anchored):
     def __init__(
         self,
         corpus: Corpus,
-        processor: UniterProcessor,
+        processor: Processor,
         *,
         probability: float = 0.15,
         seed: int = 0,
         stream: str = "0",
     ) -> None:
         super().__init__(corpus, processor, seed=seed, stream=stream)
+        if not isinstance(processor, UniterProcessor):
+            raise ConfigError(
+                f"draw: masked_words hides words for UNITER, not for {processor.use}; choose another draw"
+            )
+        self.processor: UniterProcessor
         self.probability = probability
 
     def batch(self, anchors: Sequence[int], epoch: int) -> Batch:
@@ -203,6 +208,40 @@ class MaskedWords(_Anchored):
         extras = {**batch.extras, "masked_words": masked, "word_targets": texts.input_ids[masked]}
         roles = {**batch.roles, "text": ("text", Texts(ids, texts.lengths))}
         return Batch(roles, batch.pairs, 1, batch.ids, extras)
+
+
+class Matched(_Anchored):
+    """Matched pairs for losses over the global batch: text i goes with image i, and with no other (ALADIN, spec
+    section 6). Two captions of one image may meet in a batch.
+
+    Adds `image_ids` (B,) int64, equal where two images are the same. `teachers` name processors that make the same
+    items for other models.
+    """
+
+    adds = frozenset({"image_ids"})
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        processor: Processor,
+        *,
+        teachers: Mapping[str, Processor] | None = None,
+        seed: int = 0,
+        stream: str = "0",
+    ) -> None:
+        super().__init__(corpus, processor, seed=seed, stream=stream)
+        self.teachers = dict(teachers or {})
+
+    def batch(self, anchors: Sequence[int], epoch: int) -> Batch:
+        pairs = [self.positive(anchor) for anchor in anchors]
+        keys = {role: [pair[column] for pair in pairs] for column, role in enumerate(("text", "image"))}
+        ids = {role: [key for _, key in of_role] for role, of_role in keys.items()}
+        images = torch.tensor([stable_hash(key) >> 1 for key in keys["image"]])  # of 63 bits
+        teachers = {name: self._roles(keys, processor) for name, processor in self.teachers.items()}
+        return Batch(self._roles(keys, self.processor), ids=ids, extras={"image_ids": images}, teachers=teachers)
+
+    def _roles(self, keys: Mapping[str, Sequence[Key]], processor: Processor) -> dict[str, tuple[str, Items]]:
+        return {role: (role, next(self.corpus.batches(role, of, processor, len(of)))) for role, of in keys.items()}
 
 
 def hide_words(
@@ -231,4 +270,5 @@ DATASETS: dict[str, Callable[..., Dataset]] = {
     "pools": Pools,
     "triples": Triples,
     "masked_words": MaskedWords,
+    "matched": Matched,
 }

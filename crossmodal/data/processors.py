@@ -5,24 +5,61 @@ A processor is saved in the checkpoint folder; datasets, evaluation, mining and 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
 import numpy as np
 import torch
 
+from crossmodal.data.aladin_processor import AladinProcessor
 from crossmodal.data.batches import Items, Regions, Texts
-from crossmodal.data.items import RegionItem, TextItem
-from crossmodal.data.json_text import parse
-from crossmodal.errors import CheckpointError, DataError
+from crossmodal.data.items import TextItem
+from crossmodal.data.processor_parts import (
+    FILE,
+    corpus_tokenizer,
+    padded,
+    read_settings,
+    region_items,
+    require_options,
+    saved_tokenizer,
+    unreadable,
+    word_pieces,
+    write_settings,
+)
+from crossmodal.errors import CheckpointError, ConfigError, DataError, nearest
 
 if TYPE_CHECKING:
+    from crossmodal.data.corpus import Corpus
     from crossmodal.data.tokenizers import Tokenizer
 
-FILE = "processor.json"
+__all__ = ["FILE", "PROCESSORS", "AladinProcessor", "Processor", "UniterProcessor", "load_processor"]
+
+P = TypeVar("P", bound="Processor")
+
+
+class Processor(Protocol):
+    """What every processor is. `use` names it in processor.json and in a recipe's model."""
+
+    use: ClassVar[str]
+
+    def __call__(self, side: str, raw: Sequence[Any]) -> Items:
+        """`text`: captions or TextItems -> Texts; `image`: RegionItems (or pictures) -> Regions."""
+
+    def sizes(self) -> dict[str, int]:
+        """What it tells the model's config."""
+
+    def save(self, folder: Path) -> None: ...
+
+    @classmethod
+    def load(cls: type[P], folder: Path) -> P: ...
+
+    @classmethod
+    def of_corpus(
+        cls: type[P], corpus: Corpus, config: Mapping[str, Any], tokenizer: str | None = None, **options: Any
+    ) -> P:
+        """A processor for the databases of a corpus; `config` is the model's, as far as it is known."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +69,8 @@ class UniterProcessor:
     `identity` names the tokenizer whose stored ids are taken as they are; without a `tokenizer` only captions
     that carry such ids can be read. `max_text` bounds the words of a caption (the position table does).
     """
+
+    use: ClassVar[str] = "uniter"
 
     cls: int
     sep: int
@@ -49,51 +88,19 @@ class UniterProcessor:
 
     def words(self, text: TextItem | str) -> list[int]:
         """Word pieces without special tokens. Raises DataError where neither ids nor sentence can be used."""
-        if isinstance(text, str):
-            text = TextItem(id=text, sentence=text)
-        if text.input_ids and self._made_here(text.tokenizer):
-            ids = list(text.input_ids)
-            if not 0 <= min(ids) <= max(ids) < self.v_range[1]:
-                raise DataError(
-                    f"caption {text.id} holds word pieces from {min(ids)} to {max(ids)}, the model's vocabulary ends "
-                    f"before {self.v_range[1]}; use a text database of the model's own tokenizer"
-                )
-        elif text.sentence is None:
-            raise DataError(
-                f"caption {text.id} holds ids of tokenizer {text.tokenizer!r} and no sentence, but the model reads "
-                f"{self.identity!r}; rebuild the text database with sentences or use the model's own tokenizer"
-            )
-        elif self.tokenizer is None:
-            raise DataError(
-                f"caption {text.id!r} must be tokenized, but the checkpoint holds no tokenizer; give the one it was "
-                "trained with (a folder, vocab.txt or tokenizer.json) as model.tokenizer"
-            )
-        else:
-            ids = self.tokenizer.encode(text.sentence)
-        if not ids:
-            raise DataError(f"caption {text.id!r} has no word that the tokenizer knows; leave it out")
+        ids = word_pieces(text, self.tokenizer, self.identity, self.v_range)
         if len(ids) > self.max_text:
             raise DataError(
-                f"caption {text.id} has {len(ids)} word pieces, the model takes {self.max_text}; "
-                "filter with max_text or shorten it"
+                f"caption {text if isinstance(text, str) else text.id} has {len(ids)} word pieces, the model takes "
+                f"{self.max_text}; filter with max_text or shorten it"
             )
         return ids
 
-    def _made_here(self, identity: str | None) -> bool:
-        if self.tokenizer is not None:
-            return self.tokenizer.matches(identity)
-        return self.identity is None or identity is None or identity == self.identity
-
     def texts(self, raw: Sequence[TextItem | str]) -> Texts:
-        sequences = [[self.cls, *self.words(text), self.sep] for text in raw]
-        lengths = torch.tensor([len(s) for s in sequences])
-        ids = torch.zeros(len(sequences), int(lengths.max()), dtype=torch.int64)
-        for row, sequence in zip(ids, sequences, strict=True):
-            row[: len(sequence)] = torch.tensor(sequence)
-        return Texts(ids, lengths)
+        return Texts(*padded([[self.cls, *self.words(text), self.sep] for text in raw]))
 
     def regions(self, raw: Sequence[Any]) -> Regions:
-        items = [item if isinstance(item, RegionItem) else self._extract(item) for item in raw]
+        items = region_items(raw, self.extractor)
         for item in items:
             if item.features.shape[1] != self.img_dim:
                 raise DataError(
@@ -111,36 +118,58 @@ class UniterProcessor:
         boxes[:, :, 6] = boxes[:, :, 4] * boxes[:, :, 5]  # w h
         return Regions(torch.from_numpy(features), torch.from_numpy(boxes), lengths)
 
-    def _extract(self, picture: Any) -> RegionItem:
-        if self.extractor is None:
-            raise DataError(
-                "this model reads detected regions, not pictures, and its checkpoint names no extractor; "
-                "pass an item of a region database (crossmodal.open_regions(path)[image_id])"
-            )
-        from crossmodal.data.extractors import build_extractor
-
-        return build_extractor(self.extractor)(picture)
+    def sizes(self) -> dict[str, int]:
+        vocabulary = self.tokenizer.vocab_size if self.tokenizer else self.v_range[1]
+        return {"vocab_size": vocabulary, "img_dim": self.img_dim}
 
     def save(self, folder: Path) -> None:
         values = asdict(replace(self, tokenizer=None))
         del values["tokenizer"]
-        (folder / FILE).write_text(json.dumps(values, indent=2))
-        if self.tokenizer is not None:
-            self.tokenizer.save(folder)
+        write_settings(folder, self.use, values, self.tokenizer)
 
-    @staticmethod
-    def load(folder: Path) -> UniterProcessor:
+    @classmethod
+    def load(cls, folder: Path) -> UniterProcessor:
         """Raises CheckpointError where the folder holds no processor, or a damaged one."""
-        if not (folder / FILE).is_file():
-            raise CheckpointError(f"{folder} holds no {FILE}; give the folder of a checkpoint written by crossmodal")
-        tokenizer = None
-        if (folder / "tokenizer.json").is_file():
-            from crossmodal.data.tokenizers import load_tokenizer
-
-            tokenizer = load_tokenizer(folder)
+        values = {name: value for name, value in read_settings(folder).items() if name != "use"}
+        tokenizer = saved_tokenizer(folder)
         try:
-            values = parse((folder / FILE).read_text(encoding="utf-8"))
             low, high = map(int, values["v_range"])
-            return UniterProcessor(**{**values, "v_range": (low, high)}, tokenizer=tokenizer)
-        except (OSError, ValueError, LookupError, TypeError) as error:
-            raise CheckpointError(f"{folder / FILE} cannot be read ({error}); use another checkpoint") from None
+            return cls(**{**values, "v_range": (low, high)}, tokenizer=tokenizer)
+        except (ValueError, LookupError, TypeError) as error:
+            raise unreadable(folder, error) from None
+
+    @classmethod
+    def of_corpus(
+        cls, corpus: Corpus, config: Mapping[str, Any], tokenizer: str | None = None, **options: Any
+    ) -> UniterProcessor:
+        """For the databases of a corpus: their special tokens, tokenizer and feature width.
+
+        options: the fields above by name, in place of what the corpus says. Raises ConfigError for another option,
+        and where the captions are sentences alone and no tokenizer is named.
+        """
+        require_options(cls, options, "tokenizer")
+        part, chosen = corpus.parts[0], corpus_tokenizer(corpus, tokenizer)
+        if chosen is None and part.texts.cls is None:
+            raise ConfigError(
+                f"the captions of {part.texts.path} are sentences without word pieces; name the model's tokenizer "
+                "(a folder, vocab.txt or tokenizer.json) as model.tokenizer"
+            )
+        made: Any = chosen or part.texts
+        found = {
+            "img_dim": int(config.get("img_dim", part.regions.feature_dim)),
+            "max_text": int(config.get("max_position_embeddings", 512)) - 2,
+            "identity": chosen.identity if chosen else part.texts.tokenizer,
+            **{name: getattr(made, name) for name in ("cls", "sep", "mask", "v_range")},
+        }
+        return cls(**{**found, **options}, tokenizer=chosen)
+
+
+PROCESSORS: dict[str, type[Processor]] = {"uniter": UniterProcessor, "aladin": AladinProcessor}
+
+
+def load_processor(folder: Path) -> Processor:
+    """The processor of a checkpoint folder. Raises CheckpointError where it holds none, or a damaged one."""
+    use = read_settings(folder).get("use", "uniter")
+    if use not in PROCESSORS:
+        raise CheckpointError(f"{folder / FILE} names the processor {use!r}; {nearest(str(use), PROCESSORS)}")
+    return PROCESSORS[use].load(folder)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 Array = NDArray[Any]
 Record = dict[str, Array]
 
-_ALWAYS = ("norm_bb", "features", "conf")
+TAGS = "tags"
+"""The array of a record that is not one row a box: names of what was detected, as `pack_tags` writes them."""
+
+_ALWAYS = ("norm_bb", "features", "conf", "detic", TAGS)
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,13 @@ class RegionDB(ABC):
 
     `ids` in stored order; `lengths` id -> number of boxes that `db[id]` gives. Ids are file names ending in
     ``.npz``, as UNITER's text databases name them; a lookup without the ending finds them too.
+
+    chosen: whether its boxes are used as they come, none being left out for its confidence.
+    content: what an image that it lacks would need, in words.
     """
+
+    chosen: ClassVar[bool] = False
+    content: ClassVar[str] = "regions"
 
     def __init__(self, path: Path, rule: BoxRule) -> None:
         self.path = path
@@ -91,26 +100,26 @@ class RegionDB(ABC):
         return ((key, self.loader(key)) for key in self.ids)
 
     def record(self, image: str) -> Record:
-        """All rows of an image: norm_bb (R,6), features (R,F), perhaps conf (R,1), soft_labels (R,C)."""
+        """All rows of an image: norm_bb (R,6), features (R,F), perhaps conf (R,1), soft_labels (R,C), detic (R,).
+
+        And perhaps tags (N,L), names of N objects (`pack_tags`).
+        """
         return self._read(self.key(image), None, None)
 
     def item(self, image: str, *, soft_labels: bool = False) -> RegionItem:
-        """The first `lengths[image]` boxes of an image; class probabilities, being large, if asked for."""
+        """The first `lengths[image]` boxes of an image and all its tags; class probabilities, being large, if asked."""
         key = self.key(image)
         record = self._read(key, (*_ALWAYS, "soft_labels") if soft_labels else _ALWAYS, self.lengths[key])
         where = f"The record of {key} in {self.path}"
         require_boxes(record, where)
         require_usable(record, where)
-        conf, labels = record.get("conf"), record.get("soft_labels")
-        if soft_labels and labels is None:
+        if soft_labels and "soft_labels" not in record:
             raise DataError(f"{self.path} holds no soft_labels for {key}.")
-        return RegionItem(
-            id=key,
-            features=record["features"],
-            boxes=record["norm_bb"].astype(np.float32),
-            confidence=None if conf is None else conf.reshape(-1).astype(np.float32),
-            soft_labels=labels,
-        )
+        return as_item(key, record)
+
+    def over(self, images: Sequence[str]) -> RegionDB:
+        """The same boxes for the use with these images, where a database depends on what it is used with."""
+        return self
 
     def features(self, image: str) -> Tensor:
         """The features of `item` alone, (R,F) float32, as they are kept: unlike `item`'s they may hold NaN.
@@ -146,22 +155,55 @@ class RegionDB(ABC):
 
 
 def require_boxes(record: Record, where: str) -> None:
-    """Raises DataError, beginning with `where`, unless features (R,F), norm_bb (R,6) and any conf agree."""
-    features, boxes, conf = record.get("features"), record.get("norm_bb"), record.get("conf")
+    """Raises DataError, beginning with `where`, unless features (R,F), norm_bb (R,6), any conf and detic agree."""
+    features, boxes, conf, detic = (record.get(name) for name in ("features", "norm_bb", "conf", "detic"))
     if (
         features is None
         or boxes is None
         or features.ndim != 2
         or boxes.shape != (len(features), 6)
-        or (conf is not None and conf.size != len(features))
+        or any(array is not None and array.size != len(features) for array in (conf, detic))
     ):
         shapes = ", ".join(f"{name} {array.shape}" for name, array in record.items()) or "nothing"
         raise DataError(f"{where} lacks features (R,F) or norm_bb (R,6): it holds {shapes}; convert that image again.")
 
 
+def as_item(key: str, record: Record) -> RegionItem:
+    """A record, all its rows, as the item of image `key`. Raises DataError for tags that are no names."""
+    conf, detic = record.get("conf"), record.get("detic")
+    try:
+        tags = unpack_tags(record[TAGS]) if TAGS in record else ()
+    except (ValueError, AttributeError) as error:
+        raise DataError(f"The tags of {key} are damaged ({error}); convert that image again.") from None
+    return RegionItem(
+        id=key,
+        features=record["features"],
+        boxes=record["norm_bb"].astype(np.float32),
+        confidence=None if conf is None else conf.reshape(-1).astype(np.float32),
+        soft_labels=record.get("soft_labels"),
+        tags=tags,
+        detic=None if detic is None else detic.reshape(-1).astype(bool),
+    )
+
+
+def pack_tags(names: Sequence[str]) -> NDArray[np.uint8]:
+    """Names -> (N,L) uint8: their UTF-8, zeros at the right; L the longest, at least 1."""
+    encoded = [name.encode() for name in names]
+    width = max([1, *map(len, encoded)])
+    rows = b"".join(name.ljust(width, b"\0") for name in encoded)
+    return np.frombuffer(rows, np.uint8).reshape(len(encoded), width)
+
+
+def unpack_tags(packed: Array) -> tuple[str, ...]:
+    """The names that `pack_tags` was given. Raises ValueError for an array of another kind."""
+    if packed.dtype != np.uint8 or packed.ndim != 2:
+        raise ValueError(f"an array of {packed.dtype} and shape {packed.shape}")
+    return tuple(row.tobytes().rstrip(b"\0").decode() for row in packed)
+
+
 def cut(record: Record, limit: int | None) -> Record:
-    """The first `limit` rows of every array, copied, so that nothing refers to the memory of a database."""
-    return {name: np.array(array[:limit]) for name, array in record.items()}
+    """The first `limit` rows of every array, tags whole; copied: nothing refers to the memory of a database."""
+    return {name: np.array(array if name == TAGS else array[:limit]) for name, array in record.items()}
 
 
 def float32(array: Array) -> Tensor:

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from crossmodal.data.environments import close
 from crossmodal.data.parallel import ordered_map
-from crossmodal.data.region_db import BoxRule, require_boxes
+from crossmodal.data.region_db import TAGS, BoxRule, require_boxes
 from crossmodal.data.region_lmdb import KEYS, LmdbRegions
 from crossmodal.data.region_names import ENDINGS, PARTIAL, counts_path, database_name, ending, stem
 from crossmodal.data.region_partial import Partial, forget_settings, read_json
@@ -51,6 +51,7 @@ def write_region_db(
     num_bb: int = 36,
     flavour: str = "msgpack",
     float16: bool | None = None,
+    chosen: bool = False,
     workers: int = 1,
     total: int | None = None,
     origin: str = "",
@@ -60,11 +61,12 @@ def write_region_db(
     """Write records to a database below the folder `output` and return the database's folder.
 
     records: (name, record) pairs. The name is the ``<image>.npz`` by which texts refer to the image. The
-    record is norm_bb (R,6), features (R,F) and perhaps conf (R,1), soft_labels (R,C), rows by descending
-    confidence, or a picklable function that loads one, which then runs in the workers. An image whose loader
+    record is norm_bb (R,6), features (R,F) and perhaps conf (R,1), soft_labels (R,C), detic (R,), rows by descending
+    confidence, and perhaps tags (`region_db.pack_tags`), kept whole; or a picklable function that loads one, which
+    then runs in the workers. An image whose loader
     raises DataError or OSError is skipped, counted, and listed in ``skipped_<database>.json``.
     conf_th, max_bb, min_bb, num_bb: how many rows are kept (`BoxRule.stored`) and the database's name
-    (`region_names`). Scalars are dropped.
+    (`region_names`). Scalars are dropped. chosen: the boxes are chosen already; only `max_bb` bounds them.
     flavour: ``msgpack`` or ``npz``, as published, or ``raw``. float16: whether float32 becomes float16; None does
     so in the published flavours, as published, and keeps what comes in ours.
     origin: what the records come from; a partial database is continued only if it is the same.
@@ -83,8 +85,8 @@ def write_region_db(
         folder=Path(output),
         name=database_name(rule, flavour),
         flavour=flavour,
-        settings={**vars(rule), "flavour": flavour, "float16": half, "origin": origin},
-        keep=partial(_selected, rule=rule, half=half),
+        settings={**vars(rule), "flavour": flavour, "float16": half, "origin": origin, "chosen": chosen},
+        keep=partial(_selected, rule=rule, half=half, chosen=chosen),
         rule=rule,
         counts=counts,
     )
@@ -239,14 +241,14 @@ def _encode(
         return image, b"", 0, str(error)
 
 
-def _selected(record: Mapping[str, Array], rule: BoxRule, half: bool) -> dict[str, Array]:
+def _selected(record: Mapping[str, Array], rule: BoxRule, half: bool, chosen: bool) -> dict[str, Array]:
     """The first rows of the arrays, perhaps in half precision. Raises DataError for what isn't a record."""
     arrays = {name: np.asarray(array) for name, array in record.items() if np.ndim(array) > 0}
-    if "norm_bb" not in arrays or len({len(array) for array in arrays.values()}) != 1:
+    if "norm_bb" not in arrays or len({len(array) for name, array in arrays.items() if name != TAGS}) != 1:
         shapes = {name: np.shape(array) for name, array in record.items()}
         raise DataError(f"it has no norm_bb, or arrays of different numbers of boxes: {shapes}")
-    rows = rule.stored(arrays.get("conf"), len(arrays["norm_bb"]))
-    return {name: _halved(array[:rows], half) for name, array in arrays.items()}
+    rows = rule.stored(None if chosen else arrays.get("conf"), len(arrays["norm_bb"]))
+    return {name: _halved(array if name == TAGS else array[:rows], half) for name, array in arrays.items()}
 
 
 def _stored(record: Mapping[str, Array], half: bool) -> dict[str, Array]:

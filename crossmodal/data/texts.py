@@ -8,9 +8,9 @@ A folder holds an LMDB of caption id -> LZ4 frame of a msgpack map, with `input_
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import lmdb
 import lz4.frame
@@ -19,7 +19,7 @@ import msgpack
 from crossmodal.data.environments import environment
 from crossmodal.data.items import TextItem
 from crossmodal.data.json_text import parse
-from crossmodal.errors import DataError
+from crossmodal.errors import ConfigError, DataError
 
 LARGEST = 1 << 20
 """Bytes that the record of a caption may unpack to: thousands of times what a sentence has."""
@@ -27,6 +27,65 @@ LARGEST = 1 << 20
 INDEXES = ("meta.json", "id2len.json", "txt2img.json", "img2txts.json")
 _MOST_PIECES = 1 << 16
 _SENTENCE = ("sent", "sentence", "raw", "caption")
+
+
+class TextSource(Protocol):
+    """What every source of captions is, with the attributes of `TextDB`.
+
+    Where there are no word pieces, `lengths` counts words, and the special tokens are None.
+    """
+
+    @property
+    def path(self) -> Path: ...
+    @property
+    def max_len(self) -> int: ...
+    @property
+    def meta(self) -> Mapping[str, Any]: ...
+    @property
+    def ids(self) -> Sequence[str]: ...
+    @property
+    def lengths(self) -> Mapping[str, int]: ...
+    @property
+    def images(self) -> Sequence[str]: ...
+    @property
+    def image_of(self) -> Mapping[str, str]: ...
+    @property
+    def texts_of(self) -> Mapping[str, Sequence[str]]: ...
+    @property
+    def cls(self) -> int | None: ...
+    @property
+    def sep(self) -> int | None: ...
+    @property
+    def mask(self) -> int | None: ...
+    @property
+    def v_range(self) -> tuple[int, int] | None: ...
+    @property
+    def tokenizer(self) -> str | None: ...
+    def __len__(self) -> int: ...
+    def __contains__(self, id: object) -> bool: ...
+    def __getitem__(self, id: str) -> TextItem: ...
+
+
+def open_texts(
+    path: str | os.PathLike[str],
+    max_len: int = -1,
+    *,
+    image_keys: str | os.PathLike[str] | None = None,
+    captions_per_image: int | None = None,
+) -> TextSource:
+    """A text database, or the captions of VinVL's in a file such as ``test_captions.pt`` (`vinvl_texts.VinvlTexts`).
+
+    image_keys, captions_per_image: of such a file: a key file that chooses images and their order, and how many
+    captions an image has. Raises ConfigError where they are given for a text database.
+    """
+    if Path(path).is_file() or Path(path).suffix == ".pt":
+        from crossmodal.data.vinvl_texts import VinvlTexts
+
+        return VinvlTexts(path, max_len, image_keys, captions_per_image)
+    for name, value in (("image_keys", image_keys), ("captions_per_image", captions_per_image)):
+        if value is not None:
+            raise ConfigError(f"{name} is for VinVL's caption files, and {path} is a text database; leave it out")
+    return TextDB(path, max_len)
 
 
 class TextDB:

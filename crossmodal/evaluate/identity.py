@@ -40,5 +40,10 @@ class Identity:
             self.add(items)
             yield items
 
+    def copy(self) -> Identity:
+        other = Identity()
+        other._hash = self._hash.copy()
+        return other
+
     def digest(self) -> bytes:
         return self._hash.digest()

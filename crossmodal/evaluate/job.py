@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,8 +29,33 @@ _PROBE = 1.0
 """Seconds of scoring after which a probe says how long the rest will take."""
 
 
+@dataclass(frozen=True)
+class EncodedCorpus:
+    """Both sides of a corpus: captions in database order, images in evaluation order, each read and encoded once.
+
+    read: what was read, where that was asked for.
+    """
+
+    texts: Encoded
+    images: Encoded
+    read: Identity | None = None
+
+    @staticmethod
+    def of(model: Model, corpus: Corpus, *, identify: bool = False) -> EncodedCorpus:
+        """Raises DataError where the corpus is empty."""
+        if not len(corpus):
+            raise DataError("the corpus holds no captions after its filters; raise max_text or check the databases")
+        read = Identity() if identify else None
+        texts = corpus.batches("text", corpus.anchors, model.processor)
+        images = corpus.batches("image", corpus.image_keys, model.processor)
+        if read:
+            texts, images = read.watched(texts), read.watched(images)
+        with inference(model):
+            return EncodedCorpus(encode_all(model, "text", texts), encode_all(model, "image", images), read)
+
+
 class ScoringJob:
-    """Every caption of a corpus against every image; each item is read and encoded once, when the job is made.
+    """Every caption of a corpus against every image. What is not `encoded` is read and encoded when the job is made.
 
     The tiles and their scores do not depend on the number of ranks, which each take a run of neighbouring tiles
     that costs about as much as those of the others. With an `output` folder each tile is kept there as soon as
@@ -37,28 +63,26 @@ class ScoringJob:
     model's weights, of all that it read, the ids, the scorer and the tiles.
 
     pairs: of the whole matrix; kept: those that an earlier job had scored; rest: those left to this rank.
-    Raises DataError where the corpus is empty.
     """
 
     def __init__(
         self,
         model: Model,
         corpus: Corpus,
+        encoded: EncodedCorpus | None = None,
         *,
         scorer: str | None = None,
         tokens: int = TOKENS,
         ranks: OneProcess | None = None,
         output: Path | None = None,
     ) -> None:
-        if not len(corpus):
-            raise DataError("the corpus holds no captions after its filters; raise max_text or check the databases")
         self.model, self.corpus, self.ranks, self.output = model, corpus, ranks, output
         self._rank, self._size = (ranks.rank, ranks.size) if ranks else (0, 1)
-        name = scorer or next(iter(model.scorers))
-        self._scorer = model.scorers[name]
-        read = Identity()
+        name = scorer or model.scorer_names[0]
+        encoded = encoded or EncodedCorpus.of(model, corpus, identify=output is not None)
+        a, b, read = encoded.texts, encoded.images, encoded.read
         with inference(model):
-            a, b = encode_corpus(model, corpus, read if output else None)
+            self._scorer = model.scorers[name]
         self.plan = plan_tiles(a.lengths, b.lengths, budget(self._scorer, tokens))
         self._a, self._b = a[self.plan.rows], b[self.plan.columns]
         kind = next(model.parameters()).dtype
@@ -66,8 +90,8 @@ class ScoringJob:
         self._done = torch.zeros(len(self.plan), dtype=torch.bool)
         self._journal: Journal | None = None
         self.key: str | None = None
-        if output:
-            key = self._identify(read, name)
+        if output and read:
+            key = self._identify(read.copy(), name)
             self.key, self._journal = key.hex(), Journal(output, key)
             self._keep(output, self._journal)
         self._mine = share(self.plan.costs, (~self._done).nonzero().flatten(), self._size)[self._rank]
@@ -194,18 +218,6 @@ class ScoringJob:
                 f"the score of caption {text} with image {image} is NaN: check the features of that image "
                 "(`crossmodal data check`) and the weights"
             )
-
-
-def encode_corpus(model: Model, corpus: Corpus, read: Identity | None = None) -> tuple[Encoded, Encoded]:
-    """Both sides of a corpus, encoded: captions in database order, images in evaluation order.
-
-    What is read is added to `read` on its way.
-    """
-    texts = corpus.batches("text", corpus.anchors, model.processor)
-    images = corpus.batches("image", corpus.image_keys, model.processor)
-    if read:
-        texts, images = read.watched(texts), read.watched(images)
-    return encode_all(model, "text", texts), encode_all(model, "image", images)
 
 
 def share(costs: Tensor, numbers: Tensor, ranks: int) -> list[Tensor]:

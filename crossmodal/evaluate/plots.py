@@ -112,6 +112,24 @@ def plot_edits(
     return figure
 
 
+def plot_cost(points: Mapping[str, tuple[float, float]], *, title: str = "") -> Figure:
+    """How good against how dear, one point a way of searching: label -> (milliseconds a query, mean R@1).
+
+    The costs are drawn on a logarithmic scale, the recall in percent.
+    """
+    figure = _figure(6.4, 4.0, title)
+    ax = figure.add_subplot()
+    for i, (label, (cost, found)) in enumerate(points.items()):
+        ax.plot(cost, 100 * found, "o", color=COLOURS[i % len(COLOURS)], markersize=8, label=label)
+    _bare(ax)
+    ax.set_xscale("log")
+    ax.set_xlabel("scoring, milliseconds a query", color=_INK)
+    ax.set_ylabel("mean R@1, %", color=_INK)
+    ax.set_ylim(0, 104)
+    _legend(figure, _handles(ax))
+    return figure
+
+
 def draw_attention(
     picture: Picture, boxes: ArrayLike, words: Sequence[str], weights: ArrayLike, *, strongest: int = 2
 ) -> Figure:

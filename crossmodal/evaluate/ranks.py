@@ -48,7 +48,7 @@ class Ranks:
 
     def under(self, ties: TieRule) -> Ranks:
         """The same scores ranked under another tie rule."""
-        share = _share(ties) - _SHARE[self.ties]
+        share = tie_share(ties) - _SHARE[self.ties]
         image, text = self.image + share * self.image_ties, self.text + share * self.text_ties
         return replace(self, image=image, text=text, ties=ties)
 
@@ -68,7 +68,7 @@ def ranks(scores: Scores, positives: Positives, *, ties: TieRule = "average") ->
     >>> ranks(torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7]]), [0, 1, 1]).image.tolist()
     [0.0, 1.0, 0.0]
     """
-    share = _share(ties)
+    share = tie_share(ties)
     pairs = positive_pairs(positives)  # (P,2) sorted by caption
     scores = rereadable(scores)
     right, images = _right_scores(scores, pairs, len(positives))
@@ -205,7 +205,7 @@ def _check_columns(pairs: Tensor, images: int) -> None:
         raise DataError(f"caption {row} belongs to image {largest}, but the scores have {images} images")
 
 
-def _share(ties: str) -> float:
+def tie_share(ties: str) -> float:
     if ties not in _SHARE:
         raise ConfigError(f"ties: {ties!r} is no tie rule: choose {', '.join(get_args(TieRule))}")
     return _SHARE[ties]

@@ -41,7 +41,7 @@ def recall(ranked: Ranks, *, reference_count: bool = False) -> RetrievalMetrics:
     txt_r1, txt_r5, txt_r10, img_r1, ...: share of queries with rank < K.
     txt_r_mean, img_r_mean: mean of the three recalls; r_mean: mean of both directions.
     rsum: the sum of the six recalls, a fraction too (papers print it times 100, at most 600).
-    txt_median_rank, img_median_rank: counted from 1 as papers do, so 1 is the best.
+    txt_median_rank, img_median_rank, txt_mean_rank, img_mean_rank: counted from 1 as papers do, so 1 is the best.
     txt_ties, img_ties: how many queries have a wrong item with exactly the right one's score.
 
     reference_count: reproduce the count of the published UNITER and IAIS code. It looks for each caption's
@@ -58,6 +58,7 @@ def recall(ranked: Ranks, *, reference_count: bool = False) -> RetrievalMetrics:
     out["r_mean"] = (out["txt_r_mean"] + out["img_r_mean"]) / 2
     out["rsum"] = sum(out[f"{side}_r{k}"] for side in ("txt", "img") for k in KS)
     out["txt_median_rank"], out["img_median_rank"] = _median(ranked.text), _median(ranked.image)
+    out["txt_mean_rank"], out["img_mean_rank"] = _mean(ranked.text), _mean(ranked.image)
     out["txt_ties"] = float((ranked.text_ties > 0).sum())
     out["img_ties"] = float((ranked.image_ties > 0).sum())
     return {name: out[name] for name in NAMES} | {k: v for k, v in out.items() if k not in NAMES}
@@ -105,3 +106,7 @@ def _over_counted(ranked: Ranks) -> RetrievalMetrics:
 
 def _median(rank: Tensor) -> float:
     return 1.0 + float(np.median(rank[~rank.isnan()].numpy()))
+
+
+def _mean(rank: Tensor) -> float:
+    return 1.0 + float(rank[~rank.isnan()].mean())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from crossmodal.data.corpus import Corpus
@@ -27,22 +28,23 @@ def recall_table(arms: dict[str, Evaluation], title: str = "Recall against chanc
 
 
 def report_retrieval(
-    folder: Path, found: Evaluation, model: Model, corpus: Corpus, pictures: Pictures | None = None
+    folder: Path, found: Mapping[str, Evaluation], model: Model, corpus: Corpus, pictures: Pictures | None = None
 ) -> Path:
-    """Recall, example queries and attention in ``folder/report.html``; pictures where they are at hand."""
+    """Recall of every scorer, example queries of the first one and attention in ``folder/report.html``."""
     pictures = pictures or pictures_in()
+    shown = next(iter(found.values()))
     bars = plot_recall(
-        {"model": found.metrics},
-        intervals={"model": found.intervals} if found.intervals else None,
-        chance=found.chance or None,
+        {name: of_one.metrics for name, of_one in found.items()},
+        intervals={name: of_one.intervals for name, of_one in found.items()} if shown.intervals else None,
+        chance=shown.chance or None,
     )
-    queries = example_queries(found.scored, corpus, found.ranks.image, pictures)
+    queries = example_queries(shown.scored, corpus, shown.ranks.image, pictures)
     return write_report(
         folder / "report.html",
         title="Retrieval report",
-        intro=f"{len(found.scored.text_ids)} captions, {len(found.scored.image_ids)} images.",
-        tables=[recall_table({"model": found})],
+        intro=f"{len(shown.scored.text_ids)} captions, {len(shown.scored.image_ids)} images.",
+        tables=[recall_table(dict(found))],
         figures=[Shown("Recall", bars, "bars of recall at 1, 5 and 10 in both directions")],
-        queries=[*queries, *example_images(found.scored, corpus, found.ranks.text, pictures)],
+        queries=[*queries, *example_images(shown.scored, corpus, shown.ranks.text, pictures)],
         attention=example_attention(model, corpus, pictures),
     )

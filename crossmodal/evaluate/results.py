@@ -12,6 +12,7 @@ The key, where there is one, is a hash of everything that the scores were made f
 from __future__ import annotations
 
 import json
+import math
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -164,11 +165,34 @@ def load_results(folder: str | Path) -> Results:
         raise DataError(f"{folder} holds no complete results ({error}): run the test again") from error
 
 
-def published_lines(metrics: Mapping[str, float]) -> str:
-    """The lines that the published code prints: percentages with two decimals."""
-    directions = (("image", "img"), ("text", "txt"))
-    percents = [(word, k, 100 * metrics[f"{side}_r{k}"]) for word, side in directions for k in KS]
-    return "\n".join(f"{word} retrieval R{k}: {percent:.2f}" for word, k, percent in percents)
+def published_lines(metrics: Mapping[str, float], model: str = "uniter", scorer: str | None = None) -> str:
+    """The lines that the published code of this model prints for this scorer; of other models, UNITER's.
+
+    UNITER: percentages with two decimals. ALADIN (its spec section 8): the recalls of the matching head and their
+    sum, or the alignment head's recalls, median and mean rank, and NDCG, which it prints as 0.
+    """
+    if model != "aladin":
+        directions = (("image", "img"), ("text", "txt"))
+        percents = [(word, k, 100 * metrics[f"{side}_r{k}"]) for word, side in directions for k in KS]
+        return "\n".join(f"{word} retrieval R{k}: {percent:.2f}" for word, k, percent in percents)
+    lines = []
+    for words, side in (("Image to text", "txt"), ("Text to image", "img")):
+        recalls = [100 * metrics[f"{side}_r{k}"] for k in KS]
+        if scorer != "alignment":
+            lines.append(f"Recall {words}: {', '.join(f'{r:.2f}' for r in recalls)}")
+            continue
+        of_ranks = [math.floor(metrics[f"{side}_median_rank"]), metrics[f"{side}_mean_rank"]]
+        numbers = [f"{value:.1f}" for value in (*recalls, *of_ranks)]
+        numbers += [f"ndcg_{name}={metrics[key]:.4f}" for key, name in _ndcg(metrics, side).items()]
+        lines.append(f"{words}: {', '.join(numbers)}")
+    total = "Alignment head rsum" if scorer == "alignment" else "Sum score"
+    return "\n".join([*lines, f"{total}: {100 * metrics['rsum']:.2f}"])
+
+
+def _ndcg(metrics: Mapping[str, float], side: str) -> dict[str, str]:
+    """The metrics of NDCG in a direction, and what the published code calls their relevances."""
+    start = f"{side}_ndcg_"
+    return {key: key.removeprefix(start).replace("rougeL", "rouge") for key in metrics if key.startswith(start)}
 
 
 def results_table(
@@ -191,6 +215,10 @@ def results_table(
     total = f"mean of both directions: {100 * metrics['r_mean']:.2f}"
     if "rsum" in metrics:
         total += f"   rsum: {100 * metrics['rsum']:.2f}"
+    for key in metrics:
+        if key.startswith("img_ndcg_"):
+            name = key.removeprefix("img_ndcg_")
+            total += f"\nNDCG@25 by {name}: image {metrics[key]:.4f}   text {metrics[f'txt_ndcg_{name}']:.4f}"
     return f"{text_table(rows)}\n{total}"
 
 

@@ -11,11 +11,11 @@ from crossmodal.errors import DataError
 from crossmodal.model.base import Model, inference
 from crossmodal.retrieve.scoring import TOKENS, Progress, score_pairs
 
-from .job import ScoringJob, encode_corpus
+from .job import EncodedCorpus, ScoringJob
 from .scored import Scored
 
 if TYPE_CHECKING:
-    from crossmodal.data.texts import TextDB
+    from crossmodal.data.texts import TextSource
     from crossmodal.train.distributed import OneProcess
 
 __all__ = ["Scored", "fixed_galleries", "fixed_gallery_recall", "score_corpus"]
@@ -24,20 +24,22 @@ __all__ = ["Scored", "fixed_galleries", "fixed_gallery_recall", "score_corpus"]
 def score_corpus(
     model: Model,
     corpus: Corpus,
+    encoded: EncodedCorpus | None = None,
     *,
     scorer: str | None = None,
     tokens: int = TOKENS,
     ranks: OneProcess | None = None,
     progress: Progress | None = None,
 ) -> Scored:
-    """The score matrix of a corpus. Several ranks share the work, and all get all.
+    """The score matrix of a corpus by one of the model's scorers, the first where none is named.
 
-    `progress` is called on each rank with the number of pairs that it has just scored.
+    Several ranks share the work, and all get all. `progress` is called on each rank with the number of pairs that it
+    has just scored.
     """
-    return ScoringJob(model, corpus, scorer=scorer, tokens=tokens, ranks=ranks).run(progress)
+    return ScoringJob(model, corpus, encoded, scorer=scorer, tokens=tokens, ranks=ranks).run(progress)
 
 
-def fixed_galleries(texts: TextDB, size: int) -> list[list[str]]:
+def fixed_galleries(texts: TextSource, size: int) -> list[list[str]]:
     """Published quick validation: each caption's image and the next `size - 1` of the file, wrapping round.
 
     Raises DataError where there are fewer images than `size`.
@@ -64,9 +66,11 @@ def fixed_gallery_recall(
         for gallery in fixed_galleries(part.texts, size):
             pairs += [(row, corpus.column_of[p, image]) for image in gallery]
             row += 1
+    encoded = EncodedCorpus.of(model, corpus)
     with inference(model):
-        a, b = encode_corpus(model, corpus)
-        scorer = next(iter(model.scorers.values()))
-        scores = score_pairs(scorer, a, b, torch.tensor(pairs), tokens=tokens, progress=progress).view(-1, size)
+        scorer = model.scorers[model.scorer_names[0]]
+        scores = score_pairs(
+            scorer, encoded.texts, encoded.images, torch.tensor(pairs), tokens=tokens, progress=progress
+        ).view(-1, size)
     better = (scores[:, 1:] > scores[:, :1]).sum(dim=1)
     return {f"recall_{k}": float((better < k).double().mean()) for k in (1, 5, 10)}

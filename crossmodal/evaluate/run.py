@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from crossmodal.data.corpus import Corpus
 from crossmodal.errors import ConfigError
-from crossmodal.model.base import Model
+from crossmodal.model.base import Model, check_scorers
 from crossmodal.retrieve.scoring import TOKENS, Progress
 
 from .bootstrap import Intervals, bootstrap
 from .folds import check_folds, run_protocol
-from .job import ScoringJob
+from .job import EncodedCorpus, ScoringJob
 from .ranks import Ranks, TieRule, ranks
 from .recall import KS, RetrievalMetrics, chance
+from .relevances import file_order, ndcg_of_corpus
 from .results import published_lines, results_table, save_results, stored_key
 from .scored import Scored
 
@@ -79,8 +82,11 @@ def evaluate_into(
     model: Model,
     corpus: Corpus,
     settings: dict[str, Any],
+    encoded: EncodedCorpus | None = None,
     *,
+    scorer: str | None = None,
     counting: Counting = Counting(),
+    relevances: Mapping[str, Tensor] | None = None,
     tokens: int = TOKENS,
     process: OneProcess | None = None,
 ) -> Evaluation | None:
@@ -88,10 +94,10 @@ def evaluate_into(
 
     Finished tiles are kept in the folder until the results take their place, and those serve a later call with
     another way of counting. Says beforehand how many pairs there are, how many are kept, and how long the rest
-    will take.
+    will take. relevances: of captions to images, for NDCG (`relevances.open_relevances`).
     """
     counting.check(corpus)
-    job = ScoringJob(model, corpus, tokens=tokens, ranks=process, output=folder)
+    job = ScoringJob(model, corpus, encoded, scorer=scorer, tokens=tokens, ranks=process, output=folder)
     first = process is None or process.rank == 0
     if first:
         _announce(job, folder)
@@ -99,30 +105,66 @@ def evaluate_into(
         scored = job.run(bar.update)
     if not first:
         return None
-    found = evaluate_scores(scored, corpus, counting)
+    found = evaluate_scores(scored, corpus, counting, relevances)
     size = process.size if process else 1
     save_evaluation(folder, found, {**settings, **vars(counting), "processes": size})
     job.forget()
     return found
 
 
-def evaluate_scores(scored: Scored, corpus: Corpus, counting: Counting) -> Evaluation:
-    """Recalls of a corpus from its scores, with intervals and chance where the gallery is whole."""
+def evaluate_heads(
+    folder: Path,
+    model: Model,
+    corpus: Corpus,
+    settings: dict[str, Any],
+    encoded: EncodedCorpus | None = None,
+    *,
+    scorers: Sequence[str] = (),
+    counting: Counting = Counting(),
+    relevances: Mapping[str, Tensor] | None = None,
+    tokens: int = TOKENS,
+    process: OneProcess | None = None,
+) -> dict[str, Evaluation]:
+    """`evaluate_into` by each of these scorers, all of the model's where none is named; every item is encoded once.
+
+    A model of several scorers gets a folder for each, with its name. Ranks other than the first get nothing.
+    Raises ConfigError for a scorer that the model lacks.
+    """
+    counting.check(corpus)
+    check_scorers(scorers, model.name, model.scorer_names)
+    encoded = encoded or EncodedCorpus.of(model, corpus, identify=True)
+    found = {}
+    for name in scorers or model.scorer_names:
+        if len(model.scorer_names) > 1:
+            log.info("scorer %s", name)
+        into = folder / name if len(model.scorer_names) > 1 else folder
+        of_one = evaluate_into(
+            into, model, corpus, {**settings, "scorer": name}, encoded,
+            scorer=name, counting=counting, relevances=relevances, tokens=tokens, process=process,
+        )  # fmt: skip
+        if of_one is not None:
+            found[name] = of_one
+    return found
+
+
+def evaluate_scores(
+    scored: Scored, corpus: Corpus, counting: Counting, relevances: Mapping[str, Tensor] | None = None
+) -> Evaluation:
+    """Recalls of a corpus from its scores, with intervals and chance where the gallery is whole; NDCG by relevances."""
     folds, ties = counting.folds, counting.ties
-    # Folds are runs of consecutive images of the caption file; the columns stand in evaluation order.
-    order = [corpus.column_of[p, image] for p, part in enumerate(corpus.parts) for image in part.texts.images]
     counted = run_protocol(
         scored.scores,
         scored.image_of,
         folds=folds,
-        order=order,
+        order=file_order(corpus),
         ties=ties,
         reference_count=counting.reference_count,
     )
+    metrics = counted.metrics | ndcg_of_corpus(scored, relevances or {}, corpus, folds=folds)
     whole = counted.ranks[0] if folds == 1 else ranks(scored.scores, scored.image_of, ties=ties)
     intervals = bootstrap(whole, image_of=scored.image_of) if folds == 1 else {}
     expected = chance(scored.image_of, len(scored.image_ids)) if folds == 1 else {}
-    return Evaluation(scored, whole, counted.metrics, intervals, expected)
+    return Evaluation(scored, whole, metrics, intervals, expected)
 
 
 def save_evaluation(folder: Path, found: Evaluation, settings: dict[str, Any]) -> Path:
@@ -142,10 +184,16 @@ def save_evaluation(folder: Path, found: Evaluation, settings: dict[str, Any]) -
     )
 
 
-def describe_evaluation(found: Evaluation) -> str:
+def describe_heads(found: Mapping[str, Evaluation], model: str) -> str:
+    """`describe_evaluation` of every scorer of a model, under its name where there are several."""
+    said = {name: describe_evaluation(of_one, model, name) for name, of_one in found.items()}
+    return "\n\n".join(f"scorer {name}\n{lines}" if len(said) > 1 else lines for name, lines in said.items())
+
+
+def describe_evaluation(found: Evaluation, model: str, scorer: str | None = None) -> str:
     """The table for the terminal: recalls with intervals and chance, then the published lines."""
     table = results_table(found.metrics, intervals=found.intervals or None, chance=found.chance or None)
-    return f"{table}\n\n{published_lines(found.metrics)}"
+    return f"{table}\n\n{published_lines(found.metrics, model, scorer)}"
 
 
 def _announce(job: ScoringJob, folder: Path) -> None:

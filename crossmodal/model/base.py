@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from crossmodal.data.batches import Batch, Items
+from crossmodal.errors import ConfigError, nearest
 from crossmodal.files import write_whole
 
 from .pickles import save_torch
@@ -127,8 +128,11 @@ class Scorer(Protocol):
     cost: of a pair, as a share of what its tokens cost in a joint transformer: cheap scorers take larger tiles.
     """
 
-    reads: tuple[str, ...]
-    cost: float
+    @property
+    def reads(self) -> tuple[str, ...]: ...
+
+    @property
+    def cost(self) -> float: ...
 
     def __call__(self, a: Encoded, b: Encoded, pairs: Tensor | None = None) -> Tensor:
         """pairs (P,2) on the host -> (P,); None: every a with every b -> (A,B)."""
@@ -140,6 +144,18 @@ def all_pairs(a: int, b: int) -> Tensor:
     return torch.cartesian_prod(torch.arange(a), torch.arange(b)).reshape(-1, 2)
 
 
+@dataclass(frozen=True)
+class Layout:
+    """How published files name a model's tensors.
+
+    marks: a key that starts with one of them tells that a file is of this layout.
+    rename: a published key as the model's own; a key that the model has not is reported as ignored.
+    """
+
+    marks: tuple[str, ...]
+    rename: Callable[[str], str]
+
+
 class Model(nn.Module):
     """Base of every system. Subclasses say what they encode (`sides`), give (`fields`) and score (`scorers`)."""
 
@@ -147,13 +163,22 @@ class Model(nn.Module):
     sides: ClassVar[Mapping[str, type[Any]]]
     scorer_names: ClassVar[tuple[str, ...]]  # the default one first
     all_fields: ClassVar[Mapping[str, str]]  # name -> what it is, for every configuration
+    processed_by: ClassVar[str] = "uniter"  # the name of its processor
+    dropouts: ClassVar[tuple[str, ...]] = ("hidden_dropout_prob", "attention_probs_dropout_prob")  # in its config
     fields: Mapping[str, Field]  # those of this configuration
+    layouts: ClassVar[Mapping[str, Layout]] = {}  # name -> published layout that it loads, the most special first
+    tied: ClassVar[Mapping[str, str]] = {}  # published names of tensors that the model keeps once -> its own
     processor: Any = None
 
     @classmethod
     @abstractmethod
     def fields_of(cls, config: Mapping[str, Any]) -> Mapping[str, Field]:
         """The fields that a model of this configuration gives: known before it is built."""
+
+    @classmethod
+    def published_config(cls, path: Path) -> dict[str, Any]:
+        """What a published checkpoint says of the configuration; nothing where its form has none."""
+        return {}
 
     @property
     @abstractmethod
@@ -163,6 +188,9 @@ class Model(nn.Module):
     @abstractmethod
     def config_dict(self) -> dict[str, Any]:
         """The configuration that builds this model again, as plain data."""
+
+    def start_new(self, new: Sequence[str]) -> None:
+        """Give parameters that a checkpoint did not hold the start that others of it determine."""
 
     @abstractmethod
     def encode(self, side: str, items: Items) -> Encoded:
@@ -212,6 +240,13 @@ def register(name: str) -> Callable[[type[Model]], type[Model]]:
         return cls
 
     return decorate
+
+
+def check_scorers(names: Iterable[str], model: str, known: Iterable[str]) -> None:
+    """Raises ConfigError for a name that is not one of the scorers that a model has."""
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"the model {model} has no scorer {name!r}; {nearest(name, known)}")
 
 
 def registered() -> Mapping[str, type[Model]]:

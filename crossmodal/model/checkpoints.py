@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,20 +15,13 @@ from torch import Tensor
 from crossmodal.errors import CheckpointError, ConfigError, nearest
 from crossmodal.files import write_whole
 
-from .base import Model, registered
+from .aladin_files import export_aladin
+from .base import Layout, Model, registered
 from .checksums import check_sums, digest, read_sums
-from .pickles import save_torch, why_unreadable
+from .pickles import load_torch, save_torch, why_unreadable
 from .uniter import Uniter
 
-Layout = Literal["crossmodal", "uniter", "bert"]
-
 WEIGHTS = ("model.safetensors", "pytorch_model.bin", "model.pt")
-
-# Stored twice in published files, once here: the word table and the image projection.
-TIED = {
-    "cls.predictions.decoder.weight": "uniter.embeddings.word_embeddings.weight",
-    "feat_regress.weight": "uniter.img_embeddings.img_linear.weight",
-}
 
 
 @dataclass(frozen=True)
@@ -64,10 +57,10 @@ def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Mo
         raise CheckpointError(
             f"{folder} lacks {len(report.new)} tensors of its model ({', '.join(report.new)}); copy or write it again"
         )
-    from crossmodal.data.processors import FILE, UniterProcessor
+    from crossmodal.data.processors import FILE, load_processor
 
     if (folder / FILE).is_file():
-        model.processor = UniterProcessor.load(folder)
+        model.processor = load_processor(folder)
     return model.to(device).eval()
 
 
@@ -149,7 +142,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
             from safetensors.torch import load_file
 
             return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = load_torch(path)
     except Exception as error:  # torch and safetensors raise many kinds; each means: not readable as weights
         raise CheckpointError(
             f"{path} cannot be read as plain weights ({why_unreadable(path, error)}); export its state dict again"
@@ -161,29 +154,25 @@ def read_state(path: Path) -> dict[str, Tensor]:
     return dict(state)
 
 
-def guess_layout(state: Mapping[str, Tensor]) -> Layout:
-    """`uniter` where keys start with it, else `bert`. Raises CheckpointError where neither fits."""
+def guess_layout(state: Mapping[str, Tensor], model: type[Model] = Uniter) -> str:
+    """The published layout of the model that these keys are of. Raises CheckpointError where none fits."""
     keys = [key.removeprefix("module.") for key in state]
-    if any(key.startswith("uniter.") for key in keys):
-        return "uniter"
-    if any(key.startswith(("bert.", "embeddings.", "encoder.layer.")) for key in keys):
-        return "bert"
+    for name, layout in model.layouts.items():
+        if any(key.startswith(layout.marks) for key in keys):
+            return name
+    known = " or ".join(f"`layout: {name}`" for name in ["crossmodal", *model.layouts])
     raise CheckpointError(
         f"the layout of the checkpoint is not recognised (keys such as {next(iter(state), 'none')}); "
-        "name it with `layout: uniter` or `layout: bert`"
+        f"name it with {known}"
     )
 
 
-def _renamed(state: Mapping[str, Tensor], layout: str) -> dict[str, Tensor]:
-    """Published key names as ours (spec section 2.5)."""
+def _renamed(state: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor]:
+    """Published key names as ours; parallel training and old names of LayerNorm's tensors are in all of them."""
     out: dict[str, Tensor] = {}
     for key, value in state.items():
         key = key.removeprefix("module.").replace("gamma", "weight").replace("beta", "bias")
-        if layout == "bert":
-            key = key.removeprefix("bert.")
-            if key.startswith(("embeddings.", "encoder.", "pooler.")):
-                key = "uniter." + key
-        out[key] = value
+        out[layout.rename(key)] = value
     return out
 
 
@@ -192,11 +181,14 @@ def load_state(
 ) -> LoadReport:
     """Copy a state dict into the model; keys of `layout` are renamed (None: the model's own names).
 
-    Raises CheckpointError with every key whose shape disagrees; ConfigError for an unknown layout.
+    Raises CheckpointError with every key whose shape disagrees; ConfigError for a layout that the model has not.
     """
-    if layout not in (None, "crossmodal", "uniter", "bert"):
-        raise ConfigError(f"layout {layout!r} is unknown; {nearest(layout, ['crossmodal', 'uniter', 'bert'])}")
-    named = _renamed(state, layout) if layout in ("uniter", "bert") else dict(state)
+    own_names = layout in (None, "crossmodal")
+    if not own_names and layout not in model.layouts:
+        raise ConfigError(
+            f"layout {layout!r} is unknown to {model.name}; {nearest(str(layout), ['crossmodal', *model.layouts])}"
+        )
+    named = dict(state) if own_names else _renamed(state, model.layouts[str(layout)])
     own = model.state_dict()
     wrong = [
         f"{k} {tuple(v.shape)} instead of {tuple(own[k].shape)}"
@@ -211,10 +203,9 @@ def load_state(
     matched = [k for k in named if k in own]
     model.load_state_dict({k: named[k].to(own[k].dtype) for k in matched}, strict=False)
     report = LoadReport(
-        matched, [k for k in own if k not in named], [k for k in named if k not in own and k not in TIED]
+        matched, [k for k in own if k not in named], [k for k in named if k not in own and k not in model.tied]
     )
-    if isinstance(model, Uniter) and any(k.startswith("rank_output.") for k in report.new):
-        model.start_rank_head()
+    model.start_new(report.new)
     if not matched:
         raise CheckpointError(f"{where} shares no tensor with the model; check the path and the layout")
     return report
@@ -223,18 +214,27 @@ def load_state(
 def load_weights(model: Model, path: str | os.PathLike[str], layout: str | None = None) -> LoadReport:
     """Load a checkpoint file or folder into the model; the layout is guessed where it is not named."""
     path = Path(path)
-    own_folder = path.is_dir() and layout in (None, "crossmodal")
-    if own_folder:
+    if layout is None and is_ours(path):
+        layout = "crossmodal"
+    if layout == "crossmodal" and path.is_dir():
         path = find_checkpoint(path)
         check_sums(path, [weights_file(path).name])
     state = read_state(path)
-    chosen = layout or ("crossmodal" if own_folder else guess_layout(state))
-    return load_state(model, state, layout=chosen, where=path)
+    return load_state(model, state, layout=layout or guess_layout(state, type(model)), where=path)
+
+
+def is_ours(path: Path) -> bool:
+    """Whether a path without a named layout is taken for a folder of ours: not one that holds published weights."""
+    return path.is_dir() and ((path / "model.json").is_file() or not _holds_weights(path))
 
 
 def export_uniter(model: Uniter, path: Path) -> None:
     """Write the published form: `torch.save` of a CPU state dict with UNITER's keys (spec section 14)."""
     state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     if model.config.pretraining:
-        state |= {published: state[own] for published, own in TIED.items()}
+        state |= {published: state[own] for published, own in Uniter.tied.items()}
     write_whole(path, lambda temporary: save_torch(state, temporary))
+
+
+EXPORTS: dict[str, Callable[[Any, Path], None]] = {"uniter": export_uniter, "aladin": export_aladin}
+"""Models that have a published form -> what writes it."""

@@ -6,6 +6,8 @@ one transformer.
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -27,8 +29,44 @@ class InProjAttention(PackedAttention):
     def forward(self, x: Tensor, packing: Packing, first_only: bool = False) -> Tensor:
         """x (N,D) -> (N,D), or (B,D) for the first row of each sequence."""
         if not first_only:
-            return self.out_proj(self.attend(*F.linear(x, self.in_proj_weight, self.in_proj_bias).chunk(3, 1), packing))
+            q, k, v = F.linear(x, self.in_proj_weight, self.in_proj_bias).chunk(3, 1)
+            return self.out_proj(self.attend(q, k, v, packing))
         width = x.shape[1]
         q = F.linear(x.index_select(0, packing.first), self.in_proj_weight[:width], self.in_proj_bias[:width])
         k, v = F.linear(x, self.in_proj_weight[width:], self.in_proj_bias[width:]).chunk(2, 1)
         return self.out_proj(self.attend(q, k, v, packing, first_only=True))
+
+
+class PostNormLayer(nn.Module):
+    """y = LN(x + attention(x)); LN(y + W_2 relu(W_1 y)), under the names of `torch.nn.TransformerEncoderLayer`."""
+
+    def __init__(self, width: int, heads: int, inner: int, dropout: float) -> None:
+        super().__init__()
+        self.self_attn = InProjAttention(width, heads, dropout)
+        self.linear1 = nn.Linear(width, inner)
+        self.linear2 = nn.Linear(inner, width)
+        self.norm1 = nn.LayerNorm(width)
+        self.norm2 = nn.LayerNorm(width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, packing: Packing, first_only: bool = False) -> Tensor:
+        """x (N,D) -> (N,D), or (B,D) for the first row of each sequence."""
+        context = self.dropout(self.self_attn(x, packing, first_only))
+        y = self.norm1(context + (x.index_select(0, packing.first) if first_only else x))
+        inner = self.linear2(self.dropout(F.relu(self.linear1(y))))
+        return self.norm2(y + self.dropout(inner))
+
+
+class PostNormStack(nn.Module):
+    """Layers that start as copies of one, with no norm after them: ALADIN's extra transformers (spec section 2.2)."""
+
+    def __init__(self, layers: int, width: int, heads: int, inner: int, dropout: float) -> None:
+        super().__init__()
+        layer = PostNormLayer(width, heads, inner, dropout)
+        self.layers = nn.ModuleList(deepcopy(layer) for _ in range(layers))
+
+    def forward(self, x: Tensor, packing: Packing, first_only: bool = False) -> Tensor:
+        """x (N,D) -> (N,D), or (B,D) of the first rows with `first_only`."""
+        for i, layer in enumerate(self.layers):
+            x = layer(x, packing, first_only and i == len(self.layers) - 1)
+        return x.index_select(0, packing.first) if first_only and not self.layers else x

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import pickletools
 import re
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 
 _GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
-_DATA = re.compile(r"torch\.(_utils\._rebuild_\w+|\w+)|collections\.OrderedDict")
+_DATA = re.compile(r"torch\.(_utils\._rebuild_\w+|\w+)|collections\.OrderedDict|argparse\.Namespace")
 
 
 def save_torch(content: Any, file: Path) -> None:
@@ -25,8 +26,14 @@ def save_torch(content: Any, file: Path) -> None:
         torch.save(content, stream)
 
 
+def load_torch(file: Path) -> Any:
+    """`torch.load` of plain data, to which `argparse.Namespace` is counted: published files keep their options so."""
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        return torch.load(file, map_location="cpu", weights_only=True)
+
+
 def why_unreadable(file: Path, error: Exception) -> str:
-    """What `torch.load(file, weights_only=True)` stumbled over when it raised `error`."""
+    """What `load_torch(file)` stumbled over when it raised `error`."""
     refused = _GLOBAL.search(str(error))
     name = refused[1] if refused else next((name for name in named_in(file) if not _DATA.fullmatch(name)), None)
     if name is not None:

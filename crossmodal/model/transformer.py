@@ -27,7 +27,7 @@ _CALL_COST = 2_000_000
 class Group:
     """`count` neighbouring sequences of `rows` packed rows, which attention handles in one call of `width`.
 
-    Where their lengths differ, `padding` says how to pad them; otherwise it is None.
+    Where their lengths differ, or some of their rows are no keys, `padding` says how; otherwise it is None.
     """
 
     count: int
@@ -50,7 +50,7 @@ class Group:
 @dataclass(frozen=True)
 class Padding:
     """rows (n T,): the row of the group at each padded position, padding repeats a sequence's first row;
-    kept (rows of the group,): the padded positions that are real; mask (n,1,1,T) bool, true where real."""
+    kept (rows of the group,): the padded positions that are real; mask (n,1,1,T) bool, true where attended to."""
 
     rows: Tensor
     kept: Tensor
@@ -66,20 +66,24 @@ class Packing:
     groups: tuple[Group, ...]
 
     @staticmethod
-    def of(lengths: Tensor, width: int, device: torch.device) -> Packing:
-        """Plan the groups of sequences of these lengths (host, int64), best sorted, for attention `width` D."""
+    def of(lengths: Tensor, width: int, device: torch.device, keys: Tensor | None = None) -> Packing:
+        """Plan the groups of sequences of these lengths (host, int64), best sorted, for attention `width` D.
+
+        keys (N,) bool on the host: the rows that are attended to, at least one a sequence; None: all of them.
+        """
         ends = lengths.cumsum(0)
         first = ends - lengths
         groups = []
         for start, stop in _plan(lengths.tolist(), width):
             low, high, longest = int(first[start]), int(ends[stop - 1]), int(lengths[start:stop].max())
             padding = None
-            if high - low < (stop - start) * longest:
+            if high - low < (stop - start) * longest or (keys is not None and not keys[low:high].all()):
                 position = torch.arange(longest)
                 real = position < lengths[start:stop, None]
-                rows = (first[start:stop, None] - low + torch.where(real, position, 0)).flatten()
+                rows = first[start:stop, None] - low + torch.where(real, position, 0)
+                mask = real if keys is None else real & keys[low:high][rows]
                 kept = real.flatten().nonzero().flatten()
-                padding = Padding(rows.to(device), kept.to(device), real[:, None, None, :].to(device))
+                padding = Padding(rows.flatten().to(device), kept.to(device), mask[:, None, None, :].to(device))
             groups.append(Group(stop - start, high - low, longest, padding))
         return Packing(lengths, first.to(device), tuple(groups))
 
@@ -112,7 +116,7 @@ class PackedAttention(nn.Module):
         return x.unflatten(-1, (self.heads, self.head_width)).transpose(-3, -2)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, packing: Packing, first_only: bool = False) -> Tensor:
-        """q, k, v (N,D) -> (N,D); with `first_only` q and what is returned are (B,D), the first row of each sequence."""
+        """q, k, v (N,D) -> (N,D); with `first_only` q and what is returned are (B,D), of the first rows."""
         rows = [group.rows for group in packing.groups]
         queries = [group.count for group in packing.groups] if first_only else rows
         parts = zip(packing.groups, q.split(queries), k.split(rows), v.split(rows), strict=True)
@@ -242,6 +246,13 @@ class Encoder(nn.Module):
         for layer in list(self.layer)[:-1]:
             x = layer(x, packing)
         return x
+
+    def states(self, x: Tensor, packing: Packing) -> list[Tensor]:
+        """x and the output of every layer, (N,D) each."""
+        states = [x]
+        for layer in self.layer:
+            states.append(layer(states[-1], packing))
+        return states
 
     def forward(self, x: Tensor, packing: Packing, first_only: bool = False) -> Tensor:
         """x (N,D) -> last hidden states (N,D), or (B,D) of the first positions with `first_only`."""

@@ -6,20 +6,19 @@ Each side is embedded once (`encode`); a pair is the concatenation of two embedd
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
-from difflib import get_close_matches
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 import torch
-from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from crossmodal.data.batches import Batch, Items, Regions, Texts, length_mask
-from crossmodal.errors import ConfigError
 
-from .base import Encoded, Field, Model, Scorer, all_pairs, ragged_index, register
-from .transformer import ACTIVATIONS, LAYER_NORM_EPS, Encoder, Packing
+from .base import Encoded, Field, Layout, Model, Scorer, all_pairs, ragged_index, register
+from .config import check_transformer, typed
+from .embeddings import Pooler, TextEmbeddings
+from .transformer import LAYER_NORM_EPS, Encoder, Packing
 from .uniter_heads import PRETRAINING_FIELDS, ClassHead, FeatureHead, WordHead
 
 ATTENTION_FIELDS = {
@@ -63,42 +62,9 @@ class UniterConfig:
         Raises ConfigError where a value is of the wrong type, the sizes do not go together, or a key is nearly one
         that is not given.
         """
-        known = {f.name for f in fields(UniterConfig)}
-        for key in sorted(map(str, values.keys() - known)):
-            meant = get_close_matches(key, known - values.keys(), n=1, cutoff=0.85)
-            if meant:
-                raise ConfigError(f"the model configuration has the unknown key {key!r}; did you mean {meant[0]}?")
-        try:
-            config = TypeAdapter(UniterConfig).validate_python({k: v for k, v in values.items() if k in known})
-        except ValidationError as error:
-            wrong = "; ".join(f"{e['loc'][0]} is {e['input']!r}" for e in error.errors())
-            raise ConfigError(f"the model configuration has values of the wrong type: {wrong}; give numbers") from None
-        if config.hidden_size % config.num_attention_heads:
-            raise ConfigError(
-                f"hidden_size {config.hidden_size} is not a multiple of num_attention_heads "
-                f"{config.num_attention_heads}; change one of them"
-            )
-        if config.hidden_act not in ACTIVATIONS:
-            raise ConfigError(f"hidden_act {config.hidden_act!r} is unknown; use one of {', '.join(ACTIVATIONS)}")
+        config = typed(UniterConfig, values)
+        check_transformer(config.hidden_size, config.num_attention_heads, config.hidden_act)
         return config
-
-
-class TextEmbeddings(nn.Module):
-    """LN(word + position + type) of packed tokens, then dropout."""
-
-    def __init__(self, config: UniterConfig) -> None:
-        super().__init__()
-        width = config.hidden_size
-        self.word_embeddings = nn.Embedding(config.vocab_size, width, padding_idx=0)
-        self.position_embeddings = nn.Embedding(config.max_position_embeddings, width)
-        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, width)
-        self.LayerNorm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
-
-    def forward(self, ids: Tensor, positions: Tensor, types: Tensor) -> Tensor:
-        """ids, positions, types (N,) -> (N,H)"""
-        x = self.word_embeddings(ids) + self.position_embeddings(positions) + self.token_type_embeddings(types)
-        return self.dropout(self.LayerNorm(x))
 
 
 class RegionEmbeddings(nn.Module):
@@ -123,23 +89,18 @@ class RegionEmbeddings(nn.Module):
         return self.dropout(self.LayerNorm(x))
 
 
-class Pooler(nn.Module):
-    """tanh(W h_0 + b)"""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.dense = nn.Linear(width, width)
-
-    def forward(self, first: Tensor) -> Tensor:
-        return torch.tanh(self.dense(first))
-
-
 class Backbone(nn.Module):
     """The encoder that published checkpoints call `uniter`."""
 
     def __init__(self, config: UniterConfig) -> None:
         super().__init__()
-        self.embeddings = TextEmbeddings(config)
+        self.embeddings = TextEmbeddings(
+            config.vocab_size,
+            config.hidden_size,
+            config.max_position_embeddings,
+            config.type_vocab_size,
+            config.hidden_dropout_prob,
+        )
         self.img_embeddings = RegionEmbeddings(config)
         self.encoder = Encoder(
             config.num_hidden_layers,
@@ -220,6 +181,12 @@ def join(a: Encoded, b: Encoded, pairs: Tensor, index: Tensor | None = None) -> 
     return Joint(tokens.index_select(0, rows.to(tokens.device)), packing, order.argsort(), text_lengths, image_lengths)
 
 
+def _of_bert(key: str) -> str:
+    """BERT's name of a tensor as UNITER's (spec section 2.5)."""
+    key = key.removeprefix("bert.")
+    return "uniter." + key if key.startswith(("embeddings.", "encoder.", "pooler.")) else key
+
+
 @register("uniter")
 class Uniter(Model):
     """UNITER with a rank head; scorer `itm`. With `pretraining: true` also the published pre-training heads."""
@@ -227,6 +194,15 @@ class Uniter(Model):
     sides: ClassVar[Mapping[str, type[Any]]] = {"text": Texts, "image": Regions}
     scorer_names: ClassVar[tuple[str, ...]] = ("itm",)
     all_fields: ClassVar[Mapping[str, str]] = {**FIELDS, **PRETRAINING_FIELDS}
+    layouts: ClassVar[Mapping[str, Layout]] = {
+        "uniter": Layout(("uniter.",), str),
+        "bert": Layout(("bert.", "embeddings.", "encoder.layer."), _of_bert),
+    }
+    # Stored twice in published files, once here: the word table and the image projection.
+    tied: ClassVar[Mapping[str, str]] = {
+        "cls.predictions.decoder.weight": "uniter.embeddings.word_embeddings.weight",
+        "feat_regress.weight": "uniter.img_embeddings.img_linear.weight",
+    }
 
     def __init__(self, config: UniterConfig | Mapping[str, Any]) -> None:
         super().__init__()
@@ -259,6 +235,10 @@ class Uniter(Model):
         with torch.no_grad():
             self.rank_output.weight.copy_(self.itm_output.weight[1:2])
             self.rank_output.bias.copy_(self.itm_output.bias[1:2])
+
+    def start_new(self, new: Sequence[str]) -> None:
+        if any(name.startswith("rank_output.") for name in new):
+            self.start_rank_head()
 
     @property
     def config_dict(self) -> dict[str, Any]:

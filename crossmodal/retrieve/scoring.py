@@ -17,7 +17,18 @@ from crossmodal.model.base import Encoded, Model, Scorer
 
 from .tiles import TOKENS, budget, cut, plan_tiles, score_tile, widened
 
-__all__ = ["TOKENS", "Best", "Progress", "encode_all", "score_blocks", "score_matrix", "score_pairs", "top_k"]
+__all__ = [
+    "TOKENS",
+    "Best",
+    "Progress",
+    "best_of",
+    "best_of_blocks",
+    "encode_all",
+    "score_blocks",
+    "score_matrix",
+    "score_pairs",
+    "top_k",
+]
 
 Progress = Callable[[int], object]
 """Called with the number of pairs that were just scored; what it raises ends the scoring."""
@@ -97,20 +108,25 @@ def top_k(
 
     The whole matrix is never held. A gallery of fewer than k gives all that it has.
     """
-    of_a = Best(torch.zeros(len(a), min(k, len(b))), torch.zeros(len(a), min(k, len(b)), dtype=torch.int64))
-    of_b = Best(torch.zeros(len(b), 0), torch.zeros(len(b), 0, dtype=torch.int64))
-    for rows, scores in score_blocks(scorer, a, b, tokens=tokens, progress=progress):
+    return best_of_blocks(score_blocks(scorer, a, b, tokens=tokens, progress=progress), len(a), len(b), k)
+
+
+def best_of_blocks(blocks: Iterable[tuple[Tensor, Tensor]], a: int, b: int, k: int) -> tuple[Best, Best]:
+    """`top_k` of blocks (rows (n,), scores (n,B)) that give each of the A rows once, in any order."""
+    of_a = Best(torch.zeros(a, min(k, b)), torch.zeros(a, min(k, b), dtype=torch.int64))
+    of_b = Best(torch.zeros(b, 0), torch.zeros(b, 0, dtype=torch.int64))
+    for rows, scores in blocks:
         device = scores.device
-        block = _best(scores, torch.arange(len(b), device=device).expand_as(scores), k)
+        block = best_of(scores, torch.arange(b, device=device).expand_as(scores), k)
         of_a = Best(of_a.values.to(scores.dtype), of_a.indices)
         of_a.values[rows], of_a.indices[rows] = block.values.cpu(), block.indices.cpu()
         seen = torch.cat([of_b.values.to(scores), scores.T], dim=1)  # (B, k+n)
-        indices = torch.cat([of_b.indices.to(device), rows.to(device).expand(len(b), -1)], dim=1)
-        of_b = _best(seen, indices, k)
+        indices = torch.cat([of_b.indices.to(device), rows.to(device).expand(b, -1)], dim=1)
+        of_b = best_of(seen, indices, k)
     return of_a, Best(of_b.values.cpu(), of_b.indices.cpu())
 
 
-def _best(scores: Tensor, indices: Tensor, k: int) -> Best:
+def best_of(scores: Tensor, indices: Tensor, k: int) -> Best:
     """The k best of each row of scores (Q,C) and what `indices` (Q,C) calls them, equal ones by lower index."""
     top = scores.topk(min(k + 1, scores.shape[1]), dim=1)
     values, picked = top.values[:, :k], indices.gather(1, top.indices[:, :k])

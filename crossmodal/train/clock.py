@@ -37,6 +37,11 @@ class Clock:
         self._first = tuple(x + y for x, y in zip(self._first, gone, strict=True))
         self._last = tuple(x + y for x, y in zip(self._last, gone, strict=True))
 
+    def seconds(self) -> tuple[float, float]:
+        """The seconds since the last call of `shares`, and how many of them data was waited for."""
+        whole, data, _ = (b - a for a, b in zip(self._last, self._now(), strict=True))
+        return whole, data
+
     def shares(self) -> dict[str, float]:
         """`time/data`, `time/communication` and `time/compute` of this rank since the last call; they add up to 1."""
         before, self._last = self._last, self._now()

@@ -22,8 +22,9 @@ from .distributed import OneProcess
 from .micro_step import MicroStep
 from .objectives import Objective
 from .recipe import DistributedSpec, OptimizerSpec
-from .schedules import learning_rate
+from .schedules import rate_at
 from .strikes import Seen, Skip
+from .teachers import Teachers
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -53,13 +54,16 @@ class Engine:
         ranks: OneProcess | None = None,
         modules: nn.ModuleList | None = None,
         distributed: DistributedSpec | None = None,
+        teachers: Teachers | None = None,
+        steps_per_epoch: int | None = None,
     ) -> None:
         self.model, self.objectives, self.options = model, list(objectives), options
-        self.steps, self.ranks = steps, ranks or OneProcess()
+        self.steps, self.ranks, self.teachers = steps, ranks or OneProcess(), teachers
+        self.steps_per_epoch = steps_per_epoch or steps
         self.modules = modules or nn.ModuleList()
         self.dtype = PRECISIONS[precision]
         self.scaler = torch.amp.GradScaler(model.device.type, enabled=precision == "fp16")
-        self.terms = [(o, t) for o in self.objectives for t in o.terms]
+        self.terms = [term for objective in self.objectives for term in objective.terms]
         self.gradients = self.ranks.gradients(MicroStep(model, self.modules, self.ranks), optimizer, distributed)
         self.skipped: Skip | None = None
 
@@ -79,10 +83,7 @@ class Engine:
         buffers = self._buffers()
         seen: list[Seen] = []
         totals = self._known_units(batches)
-        sums, counts = (
-            torch.zeros(len(self.terms), dtype=torch.float64),
-            torch.zeros(len(self.terms), dtype=torch.float64),
-        )
+        tally = torch.zeros(3, len(self.terms), dtype=torch.float64)  # of each loss: as minimised, as shown, its units
         held: list[_Held] = []
         order = [
             (number, stream[micro])
@@ -90,18 +91,19 @@ class Engine:
             for number, stream in enumerate(batches)
             if micro < len(stream)
         ]
-        deferred = any(term.counts for number, _ in order for term in self.objectives[number].terms)
+        objectives = [objective.at(step // self.steps_per_epoch) for objective in self.objectives]
+        deferred = any(term.counts for number, _ in order for term in objectives[number].terms)
         self.gradients.begin(len(order), deferred=deferred)
         for i, (number, batch) in enumerate(order):
             batch = self._mined(number, batch.to(self.model.device))
             with self.gradients.micro_step(last=i == len(order) - 1):
-                own = self._micro_step(step, number, batch, totals, sums, counts, held)
+                own = self._micro_step(step, objectives[number], batch, totals[number], tally, held)
             if not batch.ghost:
-                seen.append(Seen.of(batch, self.objectives[number].name, own))
-        both = self.ranks.all_reduce(torch.cat([sums, counts])).cpu()
-        sums, counts = both[: len(self.terms)], both[len(self.terms) :]
-        logged = self._log(step, sums, counts)
-        finite = bool(sums.isfinite().all())  # of all ranks: they decide alike
+                seen.append(Seen.of(batch, objectives[number].name, own))
+        tally = self.ranks.all_reduce(tally).cpu()
+        counts = tally[2]
+        logged = self._log(step, tally)
+        finite = bool(tally.isfinite().all())  # of all ranks: they decide alike
         if finite:
             for stream_losses in held:
                 parts = [w * s / counts[i].item() for i, s, w in stream_losses.terms if counts[i] > 0]
@@ -135,37 +137,33 @@ class Engine:
             return miner(model, batch)
 
     def _micro_step(
-        self,
-        step: int,
-        number: int,
-        batch: Batch,
-        totals: Sequence[float],
-        sums: Tensor,
-        counts: Tensor,
-        held: list[_Held],
+        self, step: int, objective: Objective, batch: Batch, units: float, tally: Tensor, held: list[_Held]
     ) -> dict[str, float]:
-        """Forward, and backward where the units are known. Returns the losses of this micro-batch by tag."""
-        objective = self.objectives[number]
+        """Forward, and backward where the units are known. Returns the losses of this micro-batch by tag.
+
+        units: the groups of the objective's stream over all micro-steps and ranks.
+        """
         with self._autocast():
-            values = self.gradients.module(batch, objective)
-        first = next(i for i, (o, _) in enumerate(self.terms) if o is objective)
+            taught = self.teachers.fields(batch, objective.taught) if self.teachers else {}
+            values = self.gradients.module(batch, objective, taught)
         parts: list[tuple[int, Tensor, float]] = []
         own: dict[str, float] = {}
-        for i, (term, (value, own_count)) in enumerate(zip(objective.terms, values, strict=True), start=first):
-            own[term.tag] = float(value.detach())
+        for term, (value, shown, own_units) in zip(objective.terms, values, strict=True):
+            i = next(i for i, known in enumerate(self.terms) if known is term)
+            own[term.tag] = shown
             if term.whole:  # the same on all ranks: one logs it, and each takes its share of the gradient
                 count, total = int(self.ranks.rank == 0), value / self.ranks.size
             else:
-                count = own_count if own_count is not None and not batch.ghost else batch.groups
+                count = own_units if own_units is not None and not batch.ghost else batch.groups
                 total = value * count
             parts.append((i, total, term.weight_at(step, self.steps)))
-            sums[i] += own[term.tag] * count if count else 0
-            counts[i] += count
+            if count:
+                tally[:, i] += torch.tensor([float(value.detach()) * count, shown * count, count], dtype=tally.dtype)
         if any(term.counts for term in objective.terms):
             held.append(_Held(parts))
         else:
-            units = [1.0 if term.whole else totals[number] for term in objective.terms]
-            loss = torch.stack([weight * total / n for (_, total, weight), n in zip(parts, units, strict=True)]).sum()
+            each = [1.0 if term.whole else units for term in objective.terms]
+            loss = torch.stack([weight * total / n for (_, total, weight), n in zip(parts, each, strict=True)]).sum()
             self.scaler.scale(loss).backward()
         return own
 
@@ -182,7 +180,7 @@ class Engine:
         if self.options.clip >= 0:
             nn.utils.clip_grads_with_norm_(given, self.options.clip, norm)
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(step + 1, self.options.lr, self.options.warmup, self.steps)
+            group["lr"] = rate_at(step + 1, self.options, self.steps, step // self.steps_per_epoch)
         with self.gradients.stepping():
             self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -195,12 +193,12 @@ class Engine:
         """Copies of what the forward pass may change: running means, thresholds."""
         return [buffer.clone() for buffer in self._live_buffers()]
 
-    def _log(self, step: int, sums: Tensor, counts: Tensor) -> dict[str, float]:
+    def _log(self, step: int, tally: Tensor) -> dict[str, float]:
         """Means by tag; terms under one tag are averaged, the total is weighted as the gradients were."""
         by_tag: dict[str, list[float]] = {}
         total = 0.0
-        for (_, term), value, count in zip(self.terms, sums.tolist(), counts.tolist(), strict=True):
+        for term, (value, shown, count) in zip(self.terms, tally.T.tolist(), strict=True):
             if count:
-                by_tag.setdefault(term.tag, []).append(value / count)
+                by_tag.setdefault(term.tag, []).append(shown / count)
                 total += term.weight_at(step, self.steps) * value / count
         return {"loss": total, **{tag: sum(v) / len(v) for tag, v in by_tag.items()}}

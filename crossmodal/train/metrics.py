@@ -63,16 +63,17 @@ class MetricsLog:
         self._board = _Board(folder / "tensorboard", first=step + 1)
         self._rows = Rows(folder / FILE, step=step) if enabled else None
 
-    def write(self, step: int, values: Mapping[str, float]) -> None:
+    def write(self, step: int, values: Mapping[str, float], board: Mapping[str, float] | None = None) -> None:
         """Values that are not finite are left out: JSON has no word for them.
 
-        Training values stand in TensorBoard under their published tags, without the `train/` before them.
+        Training values stand in TensorBoard under their published tags, without the `train/` before them; `board`
+        stands there alone.
         """
         if self._rows is None:
             return
         finite = {name: value for name, value in values.items() if math.isfinite(value)}
         self._rows.append({"step": step, "name": name, "value": value} for name, value in finite.items())
-        self._board.write(step, {name.removeprefix("train/"): value for name, value in finite.items()})
+        self._board.write(step, {name.removeprefix("train/"): v for name, v in finite.items()} | dict(board or {}))
 
     def validation(self, step: int) -> dict[str, float]:
         """What was written of the validation at a step; nothing where there was none."""

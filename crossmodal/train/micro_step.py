@@ -11,10 +11,7 @@ from crossmodal.data.batches import Batch
 from crossmodal.model.base import Encoded, Model
 
 from .distributed import OneProcess
-from .objectives import Objective
-
-Value = tuple[Tensor, int | None]
-"""A loss's value, and its own count of units where it gives one."""
+from .objectives import Objective, Value
 
 
 class MicroStep(nn.Module):
@@ -28,24 +25,34 @@ class MicroStep(nn.Module):
         super().__init__()
         self.model, self.losses, self.ranks = model, losses, ranks
 
-    def forward(self, batch: Batch, objective: Objective) -> list[Value]:
-        """The value of each of the objective's losses."""
+    def forward(self, batch: Batch, objective: Objective, taught: Mapping[str, Tensor]) -> list[Value]:
+        """The value of each of the objective's losses; `taught` are the fields that teachers gave."""
         scores = {name: name.removesuffix("_scores") for name in objective.of_kind("scores")}
-        read = {
-            name: [f"{role}_{read}" for role in batch.between for read in self.model.scorers[scorer].reads]
-            for name, scorer in scores.items()
-        }
-        wanted = (objective.wants - scores.keys()).union(*read.values())
-        fields: dict[str, Tensor] = {**batch.extras, **self.model(batch, wanted)}
-        for name in sorted(objective.of_kind("items").union(*read.values())):  # all ranks in the same order
+        items = set(objective.of_kind("items"))
+        for scorer in scores.values():
+            for role in batch.between:
+                for read in self.model.scorers[scorer].reads:
+                    items |= self.item_fields(f"{role}_{read}", role)
+        wanted = (objective.wants - scores.keys()) | (items & self.model.fields.keys())
+        fields: dict[str, Tensor] = {**batch.extras, **taught, **self.model(batch, wanted)}
+        for name in sorted(items):  # all ranks in the same order
             own = fields[name][:0] if batch.ghost else fields[name]
-            fields[name] = self.ranks.all_gather_with_gradients(own)
+            gathered = self.ranks.all_gather_with_gradients(own)
+            fields[name] = gathered.cpu() if name.endswith("_lengths") else gathered  # they shape the computation
         for name, scorer in scores.items():
-            a, b = (_encoded(fields, role, self.model.scorers[scorer].reads) for role in batch.between)
+            a, b = (self.encoded(fields, role, self.model.scorers[scorer].reads) for role in batch.between)
             fields[name] = self.model.scorers[scorer](a, b)
         return [term(fields) for term in objective.terms]
 
+    def item_fields(self, name: str, role: str) -> set[str]:
+        """An item field, and for a ragged one the field that says how many rows each item has."""
+        return {name, f"{role}_lengths"} if self.model.fields[name].ragged else {name}
 
-def _encoded(fields: Mapping[str, Tensor], role: str, reads: tuple[str, ...]) -> Encoded:
-    vectors = {name: fields[f"{role}_{name}"] for name in reads}
-    return Encoded(torch.ones(len(vectors[reads[0]]), dtype=torch.int64), vectors=vectors)
+    def encoded(self, fields: Mapping[str, Tensor], role: str, reads: tuple[str, ...]) -> Encoded:
+        """The items of a role over the global batch, from their fields."""
+        given = {name: fields[f"{role}_{name}"] for name in reads}
+        rows = {name: field for name, field in given.items() if self.model.fields[f"{role}_{name}"].ragged}
+        vectors = {name: field for name, field in given.items() if name not in rows}
+        if rows:
+            return Encoded(fields[f"{role}_lengths"], rows, vectors)
+        return Encoded(torch.ones(len(vectors[reads[0]]), dtype=torch.int64), vectors=vectors)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol, get_type_hints
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, Protocol, get_type_hints
 
+import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
@@ -32,11 +33,30 @@ class Giver(Protocol):
     def fields(self) -> Mapping[str, Field]: ...
 
 
+class LearnedWeight(nn.Module):
+    """A loss L weighed by its log-variance s: (exp(-s) L + s) / 2, s = -2.3 at first (ALADIN, spec section 5)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log_variance = nn.Parameter(torch.tensor(-2.3))
+
+    def forward(self, loss: Tensor) -> Tensor:
+        return (torch.exp(-self.log_variance) * loss + self.log_variance) / 2
+
+
+class Value(NamedTuple):
+    """What a loss gives: its value as it is minimised and as it is shown, and its own number of units, or None."""
+
+    value: Tensor
+    shown: float
+    units: int | None
+
+
 @dataclass(frozen=True)
 class Term:
     """One loss of a stream: `call` takes the fields in `reads`, each with its kind, in their order.
 
-    counts: whether it gives its own count of units.
+    counts: whether it gives its own count of units. learned: what weighs it, where its weight is learned.
     """
 
     tag: str
@@ -44,16 +64,22 @@ class Term:
     call: Callable[..., Any]
     weight: Weight
     counts: bool
+    learned: LearnedWeight | None = None
 
     @property
     def whole(self) -> bool:
         """Whether it sees the global batch, and has the same value on all ranks."""
         return any(kind in _GLOBAL for _, kind in self.reads)
 
-    def __call__(self, fields: Mapping[str, Tensor]) -> tuple[Tensor, int | None]:
-        """The loss's mean, and its own count of units where it gives one."""
-        value = self.call(*(fields[name] for name, _ in self.reads))
-        return value if isinstance(value, tuple) else (value, None)
+    @property
+    def modules(self) -> list[nn.Module]:
+        """What of it is trained, or has a state."""
+        return [module for module in (self.call, self.learned) if isinstance(module, nn.Module)]
+
+    def __call__(self, fields: Mapping[str, Tensor]) -> Value:
+        given = self.call(*(fields[name] for name, _ in self.reads))
+        value, units = given if isinstance(given, tuple) else (given, None)
+        return Value(self.learned(value) if self.learned else value, float(value.detach()), units)
 
     def weight_at(self, step: int, total: int) -> float:
         return self.weight.scale * anneal(self.weight.schedule, step, total)
@@ -61,26 +87,47 @@ class Term:
 
 @dataclass(frozen=True)
 class Objective:
-    """A stream's miner and losses. `wants` are the fields that the model must give."""
+    """A stream's miner and losses; `given` are the fields that the model can give."""
 
     name: str
     terms: tuple[Term, ...]
     miner: Miner | None
-    wants: frozenset[str]
+    given: frozenset[str]
+
+    @property
+    def wants(self) -> frozenset[str]:
+        """The fields that the model must give."""
+        return self._read & self.given
+
+    @property
+    def taught(self) -> frozenset[str]:
+        """The fields that teachers must give."""
+        return frozenset(name for name in self._read if "." in name)
+
+    @property
+    def _read(self) -> frozenset[str]:
+        return frozenset(name for term in self.terms for name, _ in term.reads)
 
     def of_kind(self, kind: str) -> frozenset[str]:
-        """The fields of this kind that its losses read."""
-        return frozenset(name for term in self.terms for name, of in term.reads if of == kind)
+        """The model's, the data's and the miner's fields of this kind that its losses read."""
+        return frozenset(name for term in self.terms for name, of in term.reads if of == kind and "." not in name)
+
+    def at(self, epoch: int) -> Objective:
+        """Without the losses that begin later."""
+        return replace(self, terms=tuple(term for term in self.terms if term.weight.from_epoch <= epoch))
 
 
-def build_objectives(recipe: Recipe, model: Giver) -> tuple[list[Objective], nn.ModuleList]:
+def build_objectives(
+    recipe: Recipe, model: Giver, teachers: Mapping[str, Giver] | None = None
+) -> tuple[list[Objective], nn.ModuleList]:
     """The objectives of a recipe, and the losses among them that are modules (with parameters or state).
 
     Raises ConfigError with every loss, option or field that does not fit.
     """
     wrong: list[str] = []
+    taught = {f"{name}.{field}" for name, teacher in (teachers or {}).items() for field in teachable(teacher)}
     objectives = [
-        _objective(stream, name, f"streams.{i}", model, wrong)
+        _objective(stream, name, f"streams.{i}", model, taught, wrong)
         for i, (stream, name) in enumerate(zip(recipe.streams, recipe.stream_names(), strict=True))
     ]
     if recipe.accumulate > 1:
@@ -93,16 +140,24 @@ def build_objectives(recipe: Recipe, model: Giver) -> tuple[list[Objective], nn.
         ]
     if wrong:
         raise ConfigError("the recipe cannot be trained:\n  " + "\n  ".join(wrong))
-    modules = nn.ModuleList(t.call for o in objectives for t in o.terms if isinstance(t.call, nn.Module))
-    return objectives, modules
+    return objectives, nn.ModuleList(module for o in objectives for t in o.terms for module in t.modules)
 
 
-def _objective(stream: StreamSpec, name: str, where: str, model: Giver, wrong: list[str]) -> Objective:
+def teachable(teacher: Giver) -> list[str]:
+    """The fields that a model can give as a teacher: the scores of all its scorers, and one field an item."""
+    return [name for name, field in teacher.fields.items() if field.kind == "items" and not field.ragged] + [
+        f"{scorer}_scores" for scorer in registered()[teacher.name].scorer_names
+    ]
+
+
+def _objective(
+    stream: StreamSpec, name: str, where: str, model: Giver, taught: Set[str], wrong: list[str]
+) -> Objective:
     added: set[str] = set()
     dataset = _named(DATASETS, stream.data.draw, f"{where}.data.draw", "dataset", wrong)
     if dataset is not None:
-        _checked_options(dataset, stream.data.options, f"{where}.data", wrong, exclude=("seed", "stream"))
-        added |= dataset.adds
+        _checked_options(dataset, stream.data.options, f"{where}.data", wrong, exclude=("seed", "stream", "teachers"))
+        added |= dataset.adds | (taught if "teachers" in _options(dataset) else set())
     miner = None
     if stream.miner is not None:
         made = _named(MINERS, stream.miner.use, f"{where}.miner.use", "miner", wrong)
@@ -115,8 +170,9 @@ def _objective(stream: StreamSpec, name: str, where: str, model: Giver, wrong: l
         for i, spec in enumerate(stream.losses)
         if (term := _term(spec, name, f"{where}.losses.{i}", model, added, wrong)) is not None
     ]
-    wants = frozenset(field for term in terms for field, _ in term.reads if field in model.fields)
-    return Objective(name, tuple(terms), miner, wants)
+    if terms and all(term.weight.from_epoch > 0 for term in terms):
+        wrong.append(f"{where}.losses: all of them begin after epoch 0; let one have weight.from_epoch 0")
+    return Objective(name, tuple(terms), miner, frozenset(model.fields))
 
 
 def _term(spec: LossSpec, stream: str, where: str, model: Giver, added: set[str], wrong: list[str]) -> Term | None:
@@ -139,7 +195,8 @@ def _term(spec: LossSpec, stream: str, where: str, model: Giver, added: set[str]
     if missing or checked is None:
         return None
     call = losses.build(spec.use, **checked)
-    return Term(spec.tag or f"{stream}/{spec.use}", reads, call, spec.weight, signature.counts)
+    learned = LearnedWeight() if spec.weight.learned else None
+    return Term(spec.tag or f"{stream}/{spec.use}", reads, call, spec.weight, signature.counts, learned)
 
 
 def feedable(model: Giver, added: Iterable[str] = ("matched",)) -> list[str]:
@@ -153,6 +210,11 @@ def _named(table: Mapping[str, Any], name: str, where: str, what: str, wrong: li
         wrong.append(f"{where}: no {what} is called {name!r}; {nearest(name, table)}")
         return None
     return table[name]
+
+
+def _options(made: Callable[..., Any]) -> list[str]:
+    """Its keyword-only parameters."""
+    return [p.name for p in inspect.signature(made).parameters.values() if p.kind is p.KEYWORD_ONLY]
 
 
 def _checked_options(
@@ -169,8 +231,7 @@ def _checked_options(
     exclude: parameters that a recipe does not set; also: keys that are known but not options.
     """
     hints = get_type_hints(getattr(made, "__init__") if isinstance(made, type) else made)  # noqa: B009
-    known = [p.name for p in inspect.signature(made).parameters.values() if p.kind is p.KEYWORD_ONLY]
-    known = [name for name in known if name not in exclude]
+    known = [name for name in _options(made) if name not in exclude]
     checked: dict[str, Any] = {}
     count = len(wrong)
     for key, value in options.items():

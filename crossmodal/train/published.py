@@ -1,4 +1,7 @@
-"""Published UNITER and IAIS configurations (JSON) and flags, translated to a recipe: one place, one table."""
+"""Published UNITER and IAIS configurations (JSON) and flags, translated to a recipe: one place, one table.
+
+Those of ALADIN have a table of their own, `published_aladin`.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,8 @@ from typing import Any
 
 from crossmodal.errors import ConfigError, nearest
 
-from .recipe import Recipe, parse_recipe, read_config
+from .published_aladin import is_aladin, translate_aladin
+from .recipe import Recipe, config_name, parse_recipe, read_config
 
 # Published key -> our key, where the value goes over as it is.
 DIRECT = {
@@ -63,9 +67,16 @@ def load_any(
 ) -> tuple[Recipe, str | None]:
     """A recipe from a recipe file, a published configuration or a shipped name, and the published output folder.
 
-    flags: further command-line options, which only a published configuration takes; iais: `--IAIS`.
+    flags: further command-line options, which only a published configuration takes; iais: `--IAIS`, UNITER's.
     """
     values, flags = read_config(source), dict(flags or {})
+    if is_aladin(values):
+        if iais is not None:
+            raise ConfigError(f"{source} is a configuration of ALADIN, which --IAIS does not go with; leave it out")
+        translated = translate_aladin(values, flags, name=config_name(source), where=str(source))
+        return parse_recipe(translated, overrides, where=str(source)), flags.get(
+            "logger_name", flags.get("logger-name")
+        )
     if not is_published(values):
         if flags:
             raise ConfigError(f"unknown option --{next(iter(flags))}; a recipe is changed with --set a.b=value")

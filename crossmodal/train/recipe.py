@@ -7,16 +7,21 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from crossmodal.errors import ConfigError, nearest
 
+_HOW_LONG = "steps: is missing; add it, or epochs"
+
 
 class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid")
+
+
+Part = TypeVar("Part", bound=Strict)
 
 
 class Open(BaseModel):
@@ -40,6 +45,12 @@ class DataSpec(Strict):
     min_bb: int = 10
     num_bb: int = 36
     compressed: bool | None = None
+    image_keys: str | None = Field(None, description="a file of image ids: which of a VinVL caption file, in order")
+    captions_per_image: int | None = Field(None, ge=1, description="the first so many of a VinVL caption file")
+    detections: Literal["fast", "det", "det_padded", "det+fast", "det+fast_labels"] | None = Field(
+        None, description="whose detections a VinVL folder gives: its own, Detic's, or both merged"
+    )
+    published_merge: bool = Field(False, description="merge the two detectors with the published mistakes")
 
     @field_validator("texts", "images", mode="before")
     @classmethod
@@ -49,7 +60,7 @@ class DataSpec(Strict):
 
 class CheckpointSpec(Strict):
     path: str
-    layout: Literal["crossmodal", "uniter", "bert"] | None = None
+    layout: str | None = Field(None, description="the published layout of its keys; guessed where it is left out")
 
 
 class ModelSpec(Strict):
@@ -58,8 +69,10 @@ class ModelSpec(Strict):
     use: str = "uniter"
     config: dict[str, Any] | str = Field(default_factory=dict)
     checkpoint: CheckpointSpec | None = None
+    also: list[CheckpointSpec] = Field(default_factory=list, description="files of parts, such as CLIP's text tower")
     dropout: float | None = Field(None, ge=0, lt=1, description="overwrites every dropout probability")
     tokenizer: str | None = None
+    processor: dict[str, Any] = Field(default_factory=dict, description="options of the model's processor")
 
     @field_validator("checkpoint", mode="before")
     @classmethod
@@ -83,6 +96,8 @@ class Weight(Strict):
 
     schedule: Literal["constant", "linear", "exp", "log"] = "constant"
     scale: float = 1.0
+    from_epoch: int = Field(0, ge=0, description="the loss is left out before this epoch, counted from 0")
+    learned: bool = Field(False, description="learn the loss's log-variance s with the model: (exp(-s) L + s) / 2")
 
 
 class LossSpec(Open):
@@ -119,13 +134,22 @@ class OptimizerSpec(Strict):
     no_decay: list[str] = ["bias", "LayerNorm.bias", "LayerNorm.weight"]
     clip: float = Field(2.0, description="largest global gradient norm; -1 for none")
     warmup: int = Field(500, ge=0, description="updates of linear warm-up")
+    schedule: Literal["linear", "step", "constant"] = Field(
+        "linear", description="after warm-up: linear to 0 at the last update; times `gamma` every `step_epochs`; or as "
+        "it is")  # fmt: skip
+    step_epochs: int = Field(15, ge=1)
+    gamma: float = Field(0.1, gt=0, le=1)
 
 
 class ValidateSpec(Strict):
-    """Validation on `data`: `every` updates, full recall (the mean of both directions) or fixed galleries."""
+    """Validation on `data`: `every` updates, full recall (the mean of both directions) or fixed galleries.
+
+    With several `scorers` of the model, each is measured, and the best checkpoint is that of the largest mean.
+    """
 
     data: str = "val"
     every: int = Field(500, ge=1)
+    scorers: list[str] = Field(default_factory=list, description="the model's first one where none is named")
     gallery: int | None = Field(None, ge=2, description="fixed galleries of so many images instead of all")
 
 
@@ -141,15 +165,23 @@ class DistributedSpec(Strict):
     bucket_mb: float = Field(25, gt=0, description="DDP: MB of gradients that are exchanged at once")
 
 
+class TeacherSpec(Strict):
+    """A trained model, frozen, whose fields losses read as `<name of the teacher>.<field>`."""
+
+    checkpoint: str
+
+
 class Recipe(Strict):
     name: str = "run"
     seed: int = 42
-    steps: int = Field(ge=1, description="optimizer updates")
+    steps: int = Field(0, ge=0, description="optimizer updates")
+    epochs: int = Field(0, ge=0, description="instead of steps: passes over the anchors of the first stream")
     batch: int = Field(8, ge=1, description="anchors a stream, update and rank")
     accumulate: int = Field(1, ge=1, description="micro-steps that one update's batch is split into")
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     model: ModelSpec = ModelSpec()
     data: dict[str, DataSpec]
+    teachers: dict[str, TeacherSpec] = Field(default_factory=dict)
     streams: list[StreamSpec] = Field(min_length=1)
     optimizer: OptimizerSpec = OptimizerSpec()
     distributed: DistributedSpec = DistributedSpec()
@@ -172,6 +204,10 @@ class Recipe(Strict):
             used["test"] = self.test
         wrong = [f"{at}: no data is called {name!r}; {nearest(name, self.data)}" for at, name in used.items()
                  if name not in self.data]  # fmt: skip
+        if bool(self.steps) == bool(self.epochs):
+            wrong.append("give steps or epochs, not both" if self.steps else _HOW_LONG)
+        wrong += [f"teachers.{name}: a name without dots, please; it stands before the dot of its fields"
+                  for name in self.teachers if "." in name]  # fmt: skip
         ratios = [s.ratio is not None for s in self.streams]
         if any(ratios) and not all(ratios):
             wrong.append("streams: some have a ratio and some have none; give every stream one, or none")
@@ -201,7 +237,21 @@ def parse_recipe(values: Mapping[str, Any], overrides: Iterable[str] = (), where
         return Recipe(**changed)
     except ValidationError as error:
         lines = [line for e in error.errors() for line in _explain(e)]
+        if not {"steps", "epochs"} & changed.keys() and _HOW_LONG not in lines:  # checked only when all else is well
+            lines.insert(0, _HOW_LONG)
         raise ConfigError(f"{where} cannot be used:\n  " + "\n  ".join(lines)) from None
+
+
+def changed_part(part: Part, overrides: Iterable[str]) -> Part:
+    """A part of a recipe, such as its model, with ``a.b=c`` overrides. Raises ConfigError with every mistake."""
+    changed: dict[str, Any] = json.loads(part.model_dump_json())
+    for override in overrides:
+        _set(changed, override)
+    try:
+        return type(part)(**changed)
+    except ValidationError as error:
+        lines = [line for e in error.errors() for line in _explain(e, type(part))]
+        raise ConfigError("--set cannot be used:\n  " + "\n  ".join(lines)) from None
 
 
 def read_config(source: str | Path) -> dict[str, Any]:
@@ -211,14 +261,15 @@ def read_config(source: str | Path) -> dict[str, Any]:
     """
     path = Path(source)
     if not path.is_file():
-        shipped = {Path(f.name).stem: f for f in resources.files("crossmodal.configs").iterdir()
+        shipped = {config_name(f.name): f for f in resources.files("crossmodal.configs").iterdir()
                    if f.name.endswith((".yaml", ".json"))}  # fmt: skip
-        if path.stem not in shipped or path.parent.name not in ("", "configs"):
+        name = config_name(source)
+        if name not in shipped or path.parent.name not in ("", "configs"):
             raise ConfigError(
                 f"there is no configuration {str(source)!r}: it is no file, and of the shipped ones, "
-                f"{nearest(path.stem, shipped)}"
+                f"{nearest(name, shipped)}"
             )
-        text = shipped[path.stem].read_text()
+        text = shipped[name].read_text()
     else:
         text = path.read_text(encoding="utf-8", errors="replace")
     try:
@@ -228,6 +279,11 @@ def read_config(source: str | Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ConfigError(f"{source} holds no mapping of keys to values; see configs/ for examples")
     return values
+
+
+def config_name(source: str | Path) -> str:
+    """The name of a configuration, which may have dots in it: that of its file without the suffix."""
+    return re.sub(r"\.(ya?ml|json)$", "", Path(source).name)
 
 
 class _Loader(yaml.SafeLoader):
@@ -265,11 +321,11 @@ def _index(at: list[Any], key: str, override: str) -> int:
     return int(key)
 
 
-def _explain(error: Any) -> list[str]:
+def _explain(error: Any, root: type[BaseModel] | None = None) -> list[str]:
     """A pydantic error as lines: where, what, and the nearest known key."""
     where = ".".join(str(p) for p in error["loc"])
     if error["type"] == "extra_forbidden":
-        known = _known(error["loc"][:-1])
+        known = _known(error["loc"][:-1], root or Recipe)
         return [f"{where}: unknown key; {nearest(str(error['loc'][-1]), known)}"]
     if error["type"] == "missing":
         return [f"{where}: is missing; add it"]
@@ -278,9 +334,9 @@ def _explain(error: Any) -> list[str]:
     return [f"{where}: {error['msg'][0].lower()}{error['msg'][1:]}, found {error['input']!r}"]
 
 
-def _known(path: Sequence[Any]) -> list[str]:
-    """The keys that the recipe knows at a path."""
-    model: Any = Recipe
+def _known(path: Sequence[Any], root: type[BaseModel]) -> list[str]:
+    """The keys that a recipe, or the part `root` of one, knows at a path."""
+    model: Any = root
     for key in path:
         if isinstance(key, int):
             continue

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from crossmodal.errors import ConfigError, nearest
+
+if TYPE_CHECKING:
+    from .recipe import OptimizerSpec
 
 LOWEST_RATE = 1e-8
 
@@ -31,6 +35,18 @@ def learning_rate(step: int, base: float, warmup: int, total: int) -> float:
     """
     rate = base * warmup_linear(step, warmup, total)
     return rate if rate > 0 else LOWEST_RATE
+
+
+def rate_at(step: int, options: OptimizerSpec, total: int, epoch: int) -> float:
+    """The learning rate of update `step` = 1, 2, ... of `total`, which is made in `epoch` = 0, 1, ...
+
+    After `warmup` updates of a linear rise, `step` multiplies it by `gamma` every `step_epochs` epochs (ALADIN, spec
+    section 6).
+    """
+    if options.schedule == "linear":
+        return learning_rate(step, options.lr, options.warmup, total)
+    falling = options.gamma ** (epoch // options.step_epochs) if options.schedule == "step" else 1.0
+    return options.lr * falling * min(1.0, step / max(1, options.warmup))
 
 
 # Progress (completed updates / all updates) -> weight. Not clamped: progress above 1 goes on growing.

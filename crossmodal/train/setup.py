@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from crossmodal.data.corpus import Corpus, open_corpus
-from crossmodal.data.processors import UniterProcessor
+from crossmodal.data.processors import PROCESSORS, load_processor
 from crossmodal.errors import ConfigError, nearest
 from crossmodal.model.base import Field, Model, registered
-from crossmodal.model.checkpoints import find_checkpoint, load_weights, read_description
+from crossmodal.model.checkpoints import find_checkpoint, is_ours, load_weights, read_description
 
 from .recipe import DataSpec, ModelSpec, read_config
 
@@ -26,17 +26,23 @@ def open_data(spec: DataSpec) -> Corpus:
 
 @dataclass(frozen=True)
 class Planned:
-    """A model before it is built: its name and the fields that it will give."""
+    """A model before it is built: its name, the fields that it will give and its scorers."""
 
     name: str
     fields: Mapping[str, Field]
+    scorers: tuple[str, ...]
+
+
+def planned(name: str, config: Mapping[str, Any]) -> Planned:
+    cls = registered()[name]
+    return Planned(name, cls.fields_of(config), cls.scorer_names)
 
 
 def plan_model(spec: ModelSpec) -> Planned:
     """What is known of a recipe's model without its data. Raises ConfigError for an unknown name."""
     if spec.use not in registered():
         raise ConfigError(f"model.use: no model is called {spec.use!r}; {nearest(spec.use, registered())}")
-    return Planned(spec.use, registered()[spec.use].fields_of(_config(spec, _own_checkpoint(spec))))
+    return planned(spec.use, _config(spec, _own_checkpoint(spec)))
 
 
 def build_model(spec: ModelSpec, corpus: Callable[[], Corpus]) -> Model:
@@ -47,62 +53,48 @@ def build_model(spec: ModelSpec, corpus: Callable[[], Corpus]) -> Model:
     """
     folder = _own_checkpoint(spec)
     config = _config(spec, folder)
-    processor = UniterProcessor.load(folder) if folder and spec.tokenizer is None else None
+    cls = registered()[spec.use]
+    processor = load_processor(folder) if folder and not (spec.tokenizer or spec.processor) else None
     if processor is None:
-        processor = processor_of(corpus(), config, spec.tokenizer)
-    vocabulary = processor.tokenizer.vocab_size if processor.tokenizer else processor.v_range[1]
-    config = {"vocab_size": vocabulary, "img_dim": processor.img_dim, **config}
+        make = PROCESSORS[cls.processed_by]
+        processor = make.of_corpus(corpus(), config, spec.tokenizer, **spec.processor)
+    sizes = processor.sizes()
+    config = {**sizes, **config}
     if spec.dropout is not None:
-        config |= {"hidden_dropout_prob": spec.dropout, "attention_probs_dropout_prob": spec.dropout}
-    model = registered()[spec.use](config)
-    if vocabulary > int(config["vocab_size"]):
+        config |= dict.fromkeys(cls.dropouts, spec.dropout)
+    if sizes["vocab_size"] > int(config["vocab_size"]):
         raise ConfigError(
-            f"the databases' tokenizer has {vocabulary} pieces, model.config.vocab_size is {config['vocab_size']}; "
-            "use the model's own tokenizer or leave vocab_size out"
+            f"the databases' tokenizer has {sizes['vocab_size']} pieces, model.config.vocab_size is "
+            f"{config['vocab_size']}; use the model's own tokenizer or leave vocab_size out"
         )
+    model = cls(config)
     model.processor = processor
-    if spec.checkpoint is not None:
-        report = load_weights(model, spec.checkpoint.path, spec.checkpoint.layout)
-        log.info("checkpoint %s: %s", spec.checkpoint.path, report)
+    for checkpoint in ([spec.checkpoint] if spec.checkpoint else []) + spec.also:
+        report = load_weights(model, checkpoint.path, checkpoint.layout)
+        log.info("checkpoint %s: %s", checkpoint.path, report)
     return model
 
 
-def processor_of(corpus: Corpus, config: dict[str, Any], tokenizer: str | None) -> UniterProcessor:
-    """A processor for the databases of a corpus: their special tokens, tokenizer and feature width."""
-    from crossmodal.data.tokenizers import load_tokenizer
-
-    part = corpus.parts[0]
-    chosen = None
-    if tokenizer is not None:
-        chosen = load_tokenizer(tokenizer)
-    elif (part.texts.path / "tokenizer.json").is_file():
-        chosen = load_tokenizer(part.texts.path)
-    texts = part.texts
-    return UniterProcessor(
-        cls=chosen.cls if chosen else texts.cls,
-        sep=chosen.sep if chosen else texts.sep,
-        mask=chosen.mask if chosen else texts.mask,
-        v_range=chosen.v_range if chosen else texts.v_range,
-        img_dim=int(config.get("img_dim", part.regions.feature_dim)),
-        identity=chosen.identity if chosen else texts.tokenizer,
-        max_text=int(config.get("max_position_embeddings", 512)) - 2,
-        tokenizer=chosen,
-    )
-
-
 def _own_checkpoint(spec: ModelSpec) -> Path | None:
+    """The folder of a checkpoint of ours. Raises ConfigError where it is another model's."""
     if spec.checkpoint is None or spec.checkpoint.layout not in (None, "crossmodal"):
         return None
     path = Path(spec.checkpoint.path)
-    return find_checkpoint(path) if path.is_dir() and _is_ours(path) else None
-
-
-def _is_ours(path: Path) -> bool:
-    return any((path / sub / "model.json").is_file() for sub in ("", "best", "last"))
+    if not path.is_dir() or not is_ours(path):
+        return None
+    folder = find_checkpoint(path)
+    name, _ = read_description(folder)
+    if name != spec.use:
+        raise ConfigError(
+            f"model.checkpoint {path} is of the model {name}, model.use says {spec.use}; change one of them"
+        )
+    return folder
 
 
 def _config(spec: ModelSpec, folder: Path | None) -> dict[str, Any]:
+    """What `model.config` says, over what the checkpoint says."""
     given = read_config(spec.config) if isinstance(spec.config, str) else dict(spec.config)
-    if folder is None:
-        return given
-    return {**read_description(folder)[1], **given}
+    if folder is not None:
+        return {**read_description(folder)[1], **given}
+    published = registered()[spec.use].published_config(Path(spec.checkpoint.path)) if spec.checkpoint else {}
+    return {**published, **given}

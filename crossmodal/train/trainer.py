@@ -17,11 +17,14 @@ from crossmodal.data.corpus import Corpus
 from crossmodal.data.datasets import DATASETS
 from crossmodal.data.samplers import GlobalOrder, Place, stable_hash
 from crossmodal.errors import CheckpointError, ConfigError
+from crossmodal.evaluate.job import EncodedCorpus
 from crossmodal.evaluate.retrieval import fixed_gallery_recall, score_corpus
+from crossmodal.model.base import check_scorers
 from crossmodal.model.checkpoints import load_state, read_state
 from crossmodal.model.fused import with_fused_layer_norm
 
 from . import checkpoints
+from .board import step_tags, validation_tags
 from .clock import Clock
 from .distributed import OneProcess
 from .engine import Engine
@@ -34,6 +37,7 @@ from .recipe import Recipe
 from .run_folder import RunFolder
 from .setup import build_model, open_data, plan_model
 from .strikes import Strikes
+from .teachers import Teachers, plan_teachers
 
 log = logging.getLogger("crossmodal")
 
@@ -64,10 +68,16 @@ class Trainer:
         if not resume:
             self.folder.refuse_used()
         _seed(recipe.seed)
-        self.objectives, modules = build_objectives(recipe, plan_model(recipe.model))
+        planned = plan_model(recipe.model)
+        self.objectives, modules = build_objectives(recipe, planned, plan_teachers(recipe.teachers))
+        if recipe.validation:
+            check_scorers(recipe.validation.scorers, planned.name, planned.scorers)
         modules.to(self.device)
         found = self.folder.latest(recipe) if resume else None
         self._corpora: dict[str, Corpus] = {}
+        self.steps_per_epoch = self._steps_per_epoch()
+        self.steps = recipe.steps or recipe.epochs * self.steps_per_epoch
+        self.teachers = Teachers(recipe.teachers, self.ranks)
         model = build_model(recipe.model, lambda: self.corpus(recipe.streams[0].data.use))
         self.model = with_fused_layer_norm(model.to(self.device)).train()
         if found is not None:
@@ -82,8 +92,9 @@ class Trainer:
             recipe.optimizer.use, groups, learning_rate=recipe.optimizer.lr, betas=recipe.optimizer.betas
         )
         self.engine = Engine(
-            self.model, self.objectives, optimizer, recipe.optimizer, steps=recipe.steps,
+            self.model, self.objectives, optimizer, recipe.optimizer, steps=self.steps,
             precision=recipe.precision, ranks=self.ranks, modules=modules, distributed=recipe.distributed,
+            teachers=self.teachers, steps_per_epoch=self.steps_per_epoch,
         )  # fmt: skip
         self.step, self.best, skipped = 0, -1.0, 0
         self._places: dict[str, Place] = {}
@@ -92,6 +103,7 @@ class Trainer:
         if found is not None:
             self._restore(*found)
             self.best, skipped = checkpoints.best_value(output, self.step), found[1].get("skipped", 0)
+        self._logged = self.step
         self.folder.prepare(recipe)
         self.clock = Clock(self.ranks)
         self.metrics = MetricsLog(output, step=self.step, enabled=self.ranks.rank == 0)
@@ -104,12 +116,17 @@ class Trainer:
             self._corpora[name] = open_data(self.recipe.data[name])
         return self._corpora[name]
 
+    def _steps_per_epoch(self) -> int:
+        """Updates in which the first stream comes to all its anchors once."""
+        anchors = len(self.corpus(self.recipe.streams[0].data.use))
+        return -(-anchors // (self.recipe.batch * self.ranks.size))
+
     def train(self) -> dict[str, float]:
         """Run to the last step. Returns the last validation's metrics, or nothing without validation.
 
         Raises Interrupted after a signal, TrainingError where too many steps were skipped.
         """
-        loaders = self.loaders() if self.step < self.recipe.steps else []
+        loaders = self.loaders() if self.step < self.steps else []
         with self.interrupts:
             try:
                 metrics = self._all_steps(loaders)
@@ -129,15 +146,21 @@ class Trainer:
         with self.engine.gradients.weights() as model:
             if options.gallery is not None:
                 return fixed_gallery_recall(model, corpus, options.gallery, tokens=tokens)
-            return score_corpus(model, corpus, tokens=tokens, ranks=self.ranks).metrics()
+            encoded = EncodedCorpus.of(model, corpus)
+            found = {
+                name: score_corpus(model, corpus, encoded, scorer=name, tokens=tokens, ranks=self.ranks).metrics()
+                for name in options.scorers or model.scorer_names[:1]
+            }
+        if len(found) == 1:
+            return next(iter(found.values()))
+        mean = sum(metrics["r_mean"] for metrics in found.values()) / len(found)
+        return {f"{name}/{k}": v for name, metrics in found.items() for k, v in metrics.items()} | {"r_mean": mean}
 
     def _all_steps(self, loaders: list[StreamLoader]) -> dict[str, float]:
         metrics = self._resumed_validation()
         hidden = self.ranks.rank > 0 or not self.progress
-        with tqdm(
-            total=self.recipe.steps, initial=self.step, desc=self.recipe.name, unit="step", disable=hidden
-        ) as bar:
-            while self.step < self.recipe.steps:
+        with tqdm(total=self.steps, initial=self.step, desc=self.recipe.name, unit="step", disable=hidden) as bar:
+            while self.step < self.steps:
                 self._one_step(self._batches(loaders), bar)
                 asked = self._asked()
                 if self._due(self.recipe.save_every) or self._validation_due() or asked is not None:
@@ -169,13 +192,18 @@ class Trainer:
             logged["skipped"] = self.strikes.count
         if self._due(self.recipe.log_every) or self.engine.skipped is not None:
             bar.set_postfix(loss=f"{logged['loss']:.4f}")
-            self.metrics.write(self.step, {f"train/{k}": v for k, v in logged.items()} | self.clock.shares())
+            board = None
+            if self.recipe.model.use == "aladin":
+                each = [seconds / (self.step - self._logged) for seconds in self.clock.seconds()]
+                board = step_tags(self.step, self.steps_per_epoch, *each)
+            self._logged = self.step
+            self.metrics.write(self.step, {f"train/{k}": v for k, v in logged.items()} | self.clock.shares(), board)
 
     def _due(self, every: int | None) -> bool:
-        return every is not None and (self.step % every == 0 or self.step == self.recipe.steps)
+        return every is not None and (self.step % every == 0 or self.step == self.steps)
 
     def _validation_due(self) -> bool:
-        return self._due(self.recipe.validation.every if self.recipe.validation else self.recipe.steps)
+        return self._due(self.recipe.validation.every if self.recipe.validation else self.steps)
 
     def _resumed_validation(self) -> dict[str, float]:
         """The metrics at the step that was resumed: validation may have been cut off, or a finished run may go on."""
@@ -195,7 +223,7 @@ class Trainer:
             with self.engine.gradients.weights() as model:
                 checkpoints.write(self.output / "best", model, best=best)
         self.best = max(value, self.best)
-        self.metrics.write(self.step, {f"{VALID}{k}": v for k, v in metrics.items()})
+        self.metrics.write(self.step, {f"{VALID}{k}": v for k, v in metrics.items()}, validation_tags(metrics))
         self.ranks.barrier()
         return metrics
 
@@ -224,9 +252,9 @@ class Trainer:
         self.ranks.barrier()
 
     def _restore_weights(self, folder: Path, state: checkpoints.State) -> None:
-        if state["step"] > self.recipe.steps:
+        if state["step"] > self.steps:
             raise ConfigError(
-                f"{folder} is at step {state['step']}, the recipe has {self.recipe.steps} steps; raise steps to go on"
+                f"{folder} is at step {state['step']}, the recipe has {self.steps} steps; raise steps to go on"
             )
         load_state(self.model, read_state(folder), where=folder)
 
@@ -248,7 +276,7 @@ class Trainer:
         self._places = {name: Place(**place) for name, place in state.get("places", {}).items()}
         if state["ranks"] == self.ranks.size:
             checkpoints.set_random_state(state["random"][self.ranks.rank])
-        log.info("resumed from %s at step %d of %d", folder, self.step, self.recipe.steps)
+        log.info("resumed from %s at step %d of %d", folder, self.step, self.steps)
 
     def _agree_on_weights(self, modules: nn.ModuleList) -> None:
         """Rank 0's, should machines initialise differently."""
@@ -264,6 +292,8 @@ class Trainer:
         for i, (stream, name) in enumerate(zip(recipe.streams, recipe.stream_names(), strict=True)):
             corpus, options = self.corpus(stream.data.use), stream.data.options
             make: Any = DATASETS[stream.data.draw]
+            if self.objectives[i].taught:
+                options["teachers"] = {t: model.processor for t, model in self.teachers.models.items()}
             anchors = make(corpus, self.model.processor, seed=recipe.seed, stream=name, **options)
             order = GlobalOrder(
                 len(anchors),

@@ -26,7 +26,9 @@ def run(script: str, folder: Path) -> list[str]:
 
 
 def test_all_are_found() -> None:
-    assert {"distributed.py", "gpu.py", "iais.py", "recall.py", "regions.py", "scoring.py"} <= set(SCRIPTS)
+    assert {"alignment.py", "distributed.py", "gpu.py", "iais.py", "recall.py", "regions.py", "scoring.py"} <= set(
+        SCRIPTS
+    )
 
 
 @pytest.mark.parametrize("script", [name for name in SCRIPTS if name != "gpu.py"])

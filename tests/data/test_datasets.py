@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from crossmodal.data.batches import Batch, Regions, Texts
 from crossmodal.data.captions import Caption
 from crossmodal.data.corpus import Corpus, open_corpus
-from crossmodal.data.datasets import DATASETS, MaskedWords, Pools, Triples, hide_words
+from crossmodal.data.datasets import DATASETS, MaskedWords, Matched, Pools, Triples, hide_words
 from crossmodal.data.processors import UniterProcessor
 from crossmodal.data.region_writer import write_region_db
 from crossmodal.data.samplers import keyed_random
@@ -24,6 +24,7 @@ from crossmodal.errors import ConfigError, DataError
 WORDS = ["red", "blue", "ball", "cube", "left", "right", "of", "small", "large", "ring"]
 LONGEST = 7  # word pieces
 ANCHORS = 40  # of the corpus; there are some more
+DRAWN = sorted(DATASETS.keys() - {"matched"})  # matched pairs alone draw nothing
 
 # Reading the same few databases for every example is what is wanted here.
 checked = settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -156,7 +157,7 @@ def test_triples_are_the_matched_pair_then_wrong_images_then_wrong_captions(
 
 
 @checked
-@given(anchor_lists, keys, st.sampled_from(sorted(DATASETS)), st.randoms(use_true_random=False))
+@given(anchor_lists, keys, st.sampled_from(DRAWN), st.randoms(use_true_random=False))
 def test_what_an_anchor_gets_depends_on_nothing_but_its_key(
     corpus: Corpus, processor: UniterProcessor, anchors: list[int], key: tuple[int, int], draw: str, random: Any
 ) -> None:
@@ -172,7 +173,7 @@ def test_what_an_anchor_gets_depends_on_nothing_but_its_key(
         assert groups(again.batch([anchor], key[1])) == [together[anchor]]
 
 
-@pytest.mark.parametrize("draw", sorted(DATASETS))
+@pytest.mark.parametrize("draw", DRAWN)
 def test_seed_stream_and_epoch_each_change_the_draw(corpus: Corpus, processor: UniterProcessor, draw: str) -> None:
     options: dict[str, Any] = {"pool": 5} if draw == "pools" else {}
     anchors = range(20)
@@ -296,3 +297,24 @@ def test_a_corpus_without_captions_is_refused(corpus: Corpus) -> None:
     texts, regions = corpus.parts[0].texts, corpus.parts[0].regions
     with pytest.raises(DataError, match=r"no caption of .*texts_0 can be used \(the shortest has \d+ word pieces"):
         open_corpus([str(texts.path)], [str(regions.path.parent)], max_text=0)
+
+
+@checked
+@given(anchor_lists)
+def test_matched_items_stand_in_the_same_rows_of_both_roles_and_for_every_teacher(
+    corpus: Corpus, processor: UniterProcessor, anchors: list[int]
+) -> None:
+    batch = Matched(corpus, processor, teachers={"joint": processor}).batch(anchors, 0)
+    assert batch.pairs is None and batch.groups == len(anchors)
+    for row, anchor in enumerate(anchors):
+        part, caption = corpus.anchors[anchor]
+        image = corpus.parts[part].texts.image_of[caption]
+        assert (batch.ids["text"][row], batch.ids["image"][row]) == (caption, image)
+        regions = batch.roles["image"][1]
+        assert isinstance(regions, Regions)
+        assert regions.features[row, 0].tolist() == [part, int(image.removesuffix(".npz"))]
+    same = batch.extras["image_ids"][:, None] == batch.extras["image_ids"]
+    keys = [(corpus.anchors[a][0], image) for a, image in zip(anchors, batch.ids["image"], strict=True)]
+    assert same.tolist() == [[a == b for b in keys] for a in keys]
+    for role, (side, items) in batch.teachers["joint"].items():
+        assert side == batch.roles[role][0] and len(items) == len(anchors)

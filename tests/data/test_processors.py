@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import torch
 
 from crossmodal.data.batches import Regions, Texts
 from crossmodal.data.items import RegionItem, TextItem
-from crossmodal.data.processors import UniterProcessor
+from crossmodal.data.processors import UniterProcessor, load_processor
 from crossmodal.data.tokenizers import Tokenizer, train_tokenizer
 from crossmodal.errors import CheckpointError, DataError
 
@@ -143,6 +144,18 @@ def test_a_processor_without_a_tokenizer_comes_back_without(processor: UniterPro
     bare = replace(processor, tokenizer=None, identity="bert-base-cased")
     bare.save(tmp_path)
     assert UniterProcessor.load(tmp_path) == bare
+
+
+def test_a_folder_says_whose_processor_it_holds_and_older_ones_are_uniters(
+    processor: UniterProcessor, tmp_path: Path
+) -> None:
+    processor.save(tmp_path)
+    values = json.loads((tmp_path / "processor.json").read_text())
+    assert values.pop("use") == "uniter"
+    for _ in range(2):
+        loaded = load_processor(tmp_path)
+        assert isinstance(loaded, UniterProcessor) and loaded.sizes() == processor.sizes()
+        (tmp_path / "processor.json").write_text(json.dumps(values))
 
 
 def test_a_folder_without_a_processor_is_refused(tmp_path: Path) -> None:

@@ -266,7 +266,7 @@ def test_strangers_and_unknown_layouts() -> None:
         guess_layout({"visual.proj": torch.zeros(2)})
     with pytest.raises(CheckpointError, match=r"keys such as none"):
         guess_layout({})
-    with pytest.raises(ConfigError, match="layout 'unter' is unknown; did you mean uniter"):
+    with pytest.raises(ConfigError, match="layout 'unter' is unknown to uniter; did you mean uniter"):
         load_state(uniter(), {}, layout="unter")
 
 

@@ -130,3 +130,30 @@ def test_activations(name: str) -> None:
         "swish": x / (1 + torch.exp(-x)),
     }
     torch.testing.assert_close(ACTIVATIONS[name](x), formula[name])
+
+
+@settings(max_examples=30, deadline=None)
+@given(lengths, st.integers(0, 10**6), st.sampled_from([0, 10**9]), st.booleans())
+def test_rows_that_are_no_keys_are_seen_by_none(sizes: list[int], seed: int, cost: int, first_only: bool) -> None:
+    """They get states of their own all the same, as published padding does."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.randn(sum(sizes), 16, generator=generator, dtype=torch.float64)
+    keys = torch.rand(sum(sizes), generator=generator) < 0.6
+    for start, size in zip([sum(sizes[:i]) for i in range(len(sizes))], sizes, strict=True):
+        keys[start + seed % size] = True
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(transformer, "_CALL_COST", cost)
+        plan = Packing.of(torch.tensor(sizes), 16, CPU, keys)
+    model = encoder()
+    wide, real = padded.pad(list(rows.split(sizes)))
+    mask, _ = padded.pad(list(keys[:, None].split(sizes)))
+    last = padded.encode(model, wide, mask[:, :, 0] & real)[-1]
+    torch.testing.assert_close(model(rows, plan, first_only), last[:, 0] if first_only else last[real])
+
+
+def test_the_states_of_every_layer() -> None:
+    rows, model, plan = torch.randn(9, 16).double(), encoder(3), packing([4, 5])
+    states = model.states(rows, plan)
+    assert len(states) == 4 and torch.equal(states[0], rows)
+    assert torch.equal(states[2], model.below_last(rows, plan))
+    assert torch.equal(states[3], model(rows, plan))

@@ -17,6 +17,7 @@ import torch
 
 from crossmodal.evaluate.plots import read_metrics
 from crossmodal.evaluate.retrieval import score_corpus
+from crossmodal.train import checkpoints
 from crossmodal.train.distributed import OneProcess, connect
 from crossmodal.train.optim import parameter_groups
 from crossmodal.train.recipe import Recipe, parse_recipe
@@ -65,11 +66,19 @@ def _gathered(*losses: str) -> list[dict[str, Any]]:
     return [{"data": {"use": "train", "draw": "test_matched"}, "losses": named}]
 
 
+def _heads(*more: dict[str, Any]) -> list[dict[str, Any]]:
+    """ALADIN's alignment head, whose scores depend on the widest item of the global batch, and what learns from it."""
+    aligned = {"use": "triplet", "scores": "alignment_scores"}
+    distilled = {"use": "listnet", "teacher": "alignment_scores", "student": "matching_scores"}
+    return [{"data": {"use": "train", "draw": "matched"}, "losses": [aligned, distilled, *more]}]
+
+
 @dataclass(frozen=True)
 class Case:
     """What is trained, and how several ranks do it; one process does it without `distributed` and `accumulate`.
 
-    like: the case whose outcome one process gives; resumed: cut off after a step with a checkpoint, and gone on with.
+    like: the case whose outcome one process gives; taught: by a UNITER with random weights; resumed: cut off after a
+    step with a checkpoint, and gone on with.
     """
 
     streams: list[dict[str, Any]]
@@ -78,6 +87,7 @@ class Case:
     dtype: torch.dtype = torch.float64
     model: str = "uniter"
     like: str = ""
+    taught: bool = False
     resumed: bool = False
 
     @property
@@ -92,6 +102,12 @@ class Case:
 
 
 SINGULAR = _with_iais("singular", "linguistic", "visual")
+WEIGHED = _heads(
+    {"use": "triplet_distinct_images", "scores": "matching_scores", "weight": {"learned": True}},
+    {"use": "info_nce", "scores": "alignment_scores", "weight": 0.1},
+    {"use": "hidden_l1"},
+)
+TAUGHT = _heads({"use": "listnet", "teacher": "joint.itm_scores", "student": "matching_scores", "weight": 0.5})
 CASES: dict[str, Case] = {
     "margin": Case([_pools("text"), _pools("image")]),
     "iais_singular": Case(SINGULAR),
@@ -103,6 +119,10 @@ CASES: dict[str, Case] = {
     "float32": Case([_pools("text"), _pools("image")], dtype=torch.float32),
     "float32_iais": Case(SINGULAR, dtype=torch.float32),
     "gathered": Case(_gathered("test_contrastive", "test_sum_of_scores"), model="test_dual"),
+    "heads": Case(_heads(), model="aladin"),
+    "heads_weighed": Case(WEIGHED, model="aladin"),
+    "heads_taught": Case(TAUGHT, model="aladin", taught=True),
+    "float32_heads": Case(_heads(), model="aladin", dtype=torch.float32),
     # The same losses once more, with gradients that go to the other ranks by another way.
     "iais_overlapped": Case(SINGULAR, OVERLAPPED, like="iais_singular"),
     "masked_words_overlapped": Case([_pools("text"), MASKED], OVERLAPPED, like="masked_words"),
@@ -125,6 +145,9 @@ CASES: dict[str, Case] = {
     "matched_then_ranked_sharded": Case([MATCHED, _pools("text")], SHARDED, accumulate=2, like="matched_then_ranked"),
     "float32_iais_sharded": Case(SINGULAR, SHARDED, dtype=torch.float32, like="float32_iais"),
     "float32_iais_overlapped": Case(SINGULAR, OVERLAPPED, dtype=torch.float32, like="float32_iais"),
+    "heads_weighed_overlapped": Case(WEIGHED, OVERLAPPED, model="aladin", like="heads_weighed"),
+    "heads_sharded": Case(_heads(), SHARDED, model="aladin", like="heads"),
+    "heads_weighed_resumed": Case(WEIGHED, model="aladin", like="heads_weighed", resumed=True),
     "iais_resumed": Case(SINGULAR, like="iais_singular", resumed=True),
     "accumulated_overlapped_resumed": Case(
         [*SINGULAR, MASKED], OVERLAPPED, accumulate=2, like="accumulated", resumed=True
@@ -146,8 +169,8 @@ def losses_of(case: str) -> set[str]:
     return {loss["use"] for stream in CASES[case].streams for loss in stream["losses"]}
 
 
-def make_recipe(name: str, world: Path, texts: Path, ranks: int) -> Recipe:
-    """The case for so many ranks."""
+def make_recipe(name: str, world: Path, texts: Path, ranks: int, teacher: Path) -> Recipe:
+    """The case for so many ranks; `teacher` is the checkpoint of what teaches."""
     case = CASES[name]
     values = tiny_recipe(
         world,
@@ -165,22 +188,34 @@ def make_recipe(name: str, world: Path, texts: Path, ranks: int) -> Recipe:
     pretraining = bool(losses_of(name) & {"masked_words", "itm"})
     config = {**values["model"]["config"], "initializer_range": 0.2, "pretraining": pretraining}
     values["model"] = {"use": case.model, "config": config, "dropout": 0.0}
+    if case.taught:
+        values["teachers"] = {"joint": {"checkpoint": str(teacher)}}
     return parse_recipe(values)
+
+
+def write_teacher(world: Path, output: Path, ranks: OneProcess) -> Path:
+    """A UNITER as the cases train it, before its first step."""
+    if ranks.rank == 0:
+        recipe = make_recipe("margin", world, world / "texts" / "train.db", 1, output)
+        checkpoints.write(output / "teacher", Trainer(recipe, output / "of_teacher").model)
+    ranks.barrier()
+    return output / "teacher"
 
 
 def run_case(name: str, world: Path, texts: Path, output: Path, ranks: OneProcess) -> dict[str, Any]:
     """Train a case with GLOBAL_BATCH anchors an update over all ranks, then score its corpus."""
     with _default(CASES[name].dtype):
-        recipe = make_recipe(name, world, texts, ranks.size)
-        trainer = Trainer(recipe, output / name, ranks)
+        teacher = write_teacher(world, output / name, ranks) if CASES[name].taught else output
+        recipe = make_recipe(name, world, texts, ranks.size, teacher)
+        trainer = Trainer(recipe, output / name / "run", ranks)
         with trainer.engine.gradients.weights() as model:
             initial = {key: weight.clone() for key, weight in model.state_dict().items()}
         if CASES[name].resumed:
-            dying = Dying(recipe, output / name, ranks, resume=True)
+            dying = Dying(recipe, output / name / "run", ranks, resume=True)
             dying.last = LAST
             with suppress(Killed):
                 dying.train()
-            trainer = Trainer(recipe, output / name, ranks, resume=True)
+            trainer = Trainer(recipe, output / name / "run", ranks, resume=True)
             assert trainer.step == LAST
         trainer.train()
         with trainer.engine.gradients.weights() as model:
@@ -194,8 +229,10 @@ def run_case(name: str, world: Path, texts: Path, output: Path, ranks: OneProces
         "weights": model.state_dict(),
         "losses": trainer.engine.modules.state_dict(),
         "unused": [key for key in names.values() if key not in stepped],
-        "logged": [r for r in read_metrics(output / name / "metrics.jsonl") if not r["name"].startswith("time/")],
-        "shares": [r for r in read_metrics(output / name / "metrics.jsonl") if r["name"].startswith("time/")],
+        "logged": [
+            r for r in read_metrics(output / name / "run" / "metrics.jsonl") if not r["name"].startswith("time/")
+        ],
+        "shares": [r for r in read_metrics(output / name / "run" / "metrics.jsonl") if r["name"].startswith("time/")],
         "scores": scored.scores,
         "metrics": scored.metrics(),
     }

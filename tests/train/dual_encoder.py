@@ -29,6 +29,7 @@ class Cosine:
 @register("test_dual")
 class Dual(Model):
     sides: ClassVar[Mapping[str, type[Any]]] = {"text": Texts, "image": Regions}
+    scorer_names: ClassVar[tuple[str, ...]] = ("cosine",)
     all_fields: ClassVar[Mapping[str, str]] = {
         "text_embeds": "a caption's unit vector",
         "image_embeds": "an image's unit vector",

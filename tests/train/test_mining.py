@@ -122,3 +122,16 @@ def test_the_published_training_without_an_index_reads_the_first_columns_of_the_
     lengths = [sum(pair) for pair in zip(*(n.tolist() for n in kept.pair_lengths()), strict=True)]
     expected = [[*range(n), *(max(lengths) - n) * [-1]] for n in lengths]
     assert kept.extras["joint_index"].tolist() == expected
+
+
+@pytest.mark.parametrize("scorer", ["alignment", "matching"])
+def test_it_mines_with_the_scorers_of_a_model_that_encodes_each_side_alone(
+    scorer: str, tiny_world: Path, corpus: Corpus
+) -> None:
+    config = {**tiny_recipe(tiny_world)["model"]["config"], "initializer_range": 0.2}
+    aladin = build_model(ModelSpec(use="aladin", config=config, dropout=0.0), lambda: corpus)
+    batch = pools(corpus, aladin, "text", [3, 11])
+    scores = Hardest(keep=2, scorer=scorer).score(aladin, batch)
+    kept = Hardest(keep=2, scorer=scorer)(aladin, batch)
+    for row, before, after in zip(scores, ids(batch), ids(kept), strict=True):
+        assert after == [before[0], *(before[1 + i] for i in row[1:].argsort(descending=True)[:2].tolist())]

@@ -92,7 +92,7 @@ def test_every_mistake_is_reported_at_once() -> None:
     del values["steps"]
     lines = refused(values)
     assert lines == [
-        "steps: is missing; add it",
+        "steps: is missing; add it, or epochs",
         "batch: input should be greater than or equal to 1, found 0",
         "precision: input should be 'fp32', 'bf16' or 'fp16', found 'fp8'",
         "optimizer.lr: input should be greater than 0, found -1",

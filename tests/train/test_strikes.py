@@ -224,7 +224,7 @@ def spiky(world: Path, output: Path, spike: str, precision: str = "fp32") -> Tra
     (objective,) = trainer.engine.objectives
     objective = replace(objective, terms=(replace(objective.terms[0], call=loss),))
     trainer.engine.objectives = [objective]
-    trainer.engine.terms = [(objective, objective.terms[0])]
+    trainer.engine.terms = list(objective.terms)
     trainer.engine.modules.append(loss)
     return trainer
 
