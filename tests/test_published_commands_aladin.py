@@ -65,7 +65,19 @@ def files(folder: Path) -> list[object]:
 def run(published: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of the shipped configuration by the published command: two steps, the second of a short batch."""
     folder = tmp_path_factory.mktemp("run") / "alad"
-    flags = ["--logger_name", folder, "--val_step", 7000, "--num_epochs", 1, "--num_workers", 0, "--do_train"]
+    flags = [
+        "--logger_name",
+        folder,
+        "--val_step",
+        7000,
+        "--num_epochs",
+        1,
+        "--log_step",
+        1,
+        "--num_workers",
+        0,
+        "--do_train",
+    ]
     assert command("train", "--config", "alad-alignment-and-matching-distill", *files(published), *flags) == 0
     return folder
 
@@ -209,7 +221,9 @@ def test_a_key_of_the_model_is_changed(published: Path, file: Path, run: Path, t
     for name, checkpoint in (("file", file), ("run", run / "last")):
         words = ["--checkpoint", checkpoint, *files(published), "--split", "val", "--scorer", "alignment"]
         assert command("test", *words, "--output", tmp_path / name) == 0
-        assert command("test", *words, "--set", "model.config.aggregation=sum", "--output", tmp_path / f"{name}_sum") == 0
+        assert (
+            command("test", *words, "--set", "model.config.aggregation=sum", "--output", tmp_path / f"{name}_sum") == 0
+        )
         before, after = (scores_of(tmp_path / folder / "alignment") for folder in (name, f"{name}_sum"))
         assert not np.allclose(before[0], after[0]) and after[1]["settings"]["set"] == ["model.config.aggregation=sum"]
     assert np.array_equal(scores_of(tmp_path / "file_sum" / "alignment")[0], after[0])

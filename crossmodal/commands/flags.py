@@ -15,7 +15,7 @@ log = logging.getLogger("crossmodal")
 
 
 def published_flags(words: Sequence[str]) -> dict[str, Any]:
-    """`--key value ...` words as a mapping: one value as itself, several as a list, none as True.
+    """`--key value ...` words as a mapping: one value as itself, several as a list, none as True; the last one counts.
 
     Raises ConfigError for a word that belongs to no flag.
     """
@@ -26,7 +26,7 @@ def published_flags(words: Sequence[str]) -> dict[str, Any]:
     for word in words:
         if word.startswith("--"):
             name, equals, value = word[2:].partition("=")
-            current = flags.setdefault(name, [])
+            current = flags[name] = []
             if equals:
                 current.append(yaml.safe_load(value))
         elif current is None:

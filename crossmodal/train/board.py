@@ -9,7 +9,7 @@ _RECALLS = {"r1": "txt_r1", "r5": "txt_r5", "r10": "txt_r10", "r1i": "img_r1", "
 
 
 def step_tags(step: int, steps_per_epoch: int, seconds: float, data: float) -> dict[str, float]:
-    """Beside a step's losses and rate: the seconds that it took and that data was waited for; `step` is of the epoch."""
+    """Beside a step's losses and rate: seconds it took and data was waited for; `step` counts within the epoch."""
     epoch, within = divmod(step - 1, steps_per_epoch)
     return {"epoch": epoch, "step": within, "batch_time": seconds, "data_time": data, "Eit": step}
 
