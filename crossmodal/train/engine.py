@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from crossmodal.data.batches import Batch
 from crossmodal.model.base import Model
 
+from .caching import cached
 from .distributed import OneProcess
 from .micro_step import MicroStep
-from .objectives import Objective
+from .objectives import Objective, Value
 from .recipe import DistributedSpec, OptimizerSpec
 from .schedules import rate_at
 from .strikes import Seen, Skip
@@ -64,7 +65,8 @@ class Engine:
         self.dtype = PRECISIONS[precision]
         self.scaler = torch.amp.GradScaler(model.device.type, enabled=precision == "fp16")
         self.terms = [term for objective in self.objectives for term in objective.terms]
-        self.gradients = self.ranks.gradients(MicroStep(model, self.modules, self.ranks), optimizer, distributed)
+        self.micro = MicroStep(model, self.modules, self.ranks)
+        self.gradients = self.ranks.gradients(self.micro, optimizer, distributed)
         self.skipped: Skip | None = None
 
     @property
@@ -85,13 +87,13 @@ class Engine:
         totals = self._known_units(batches)
         tally = torch.zeros(3, len(self.terms), dtype=torch.float64)  # of each loss: as minimised, as shown, its units
         held: list[_Held] = []
+        objectives = [objective.at(step // self.steps_per_epoch) for objective in self.objectives]
         order = [
             (number, stream[micro])
             for micro in range(max((len(b) for b in batches), default=0))
             for number, stream in enumerate(batches)
-            if micro < len(stream)
+            if micro < len(stream) and not _in_parts(objectives[number], stream)
         ]
-        objectives = [objective.at(step // self.steps_per_epoch) for objective in self.objectives]
         deferred = any(term.counts for number, _ in order for term in objectives[number].terms)
         self.gradients.begin(len(order), deferred=deferred)
         for i, (number, batch) in enumerate(order):
@@ -100,6 +102,9 @@ class Engine:
                 own = self._micro_step(step, objectives[number], batch, totals[number], tally, held)
             if not batch.ghost:
                 seen.append(Seen.of(batch, objectives[number].name, own))
+        for number, (objective, stream) in enumerate(zip(objectives, batches, strict=True)):
+            if _in_parts(objective, stream):
+                seen += self._cached_step(step, number, objective, stream, tally)
         tally = self.ranks.all_reduce(tally).cpu()
         counts = tally[2]
         logged = self._log(step, tally)
@@ -136,16 +141,39 @@ class Engine:
         with self._autocast(), self.gradients.weights() as model:
             return miner(model, batch)
 
+    def _cached_step(
+        self, step: int, number: int, objective: Objective, batches: Sequence[Batch], tally: Tensor
+    ) -> list[Seen]:
+        """Forward and backward of the micro-batches of a stream whose losses see all of them at once."""
+        parts = [self._mined(number, batch.to(self.model.device)) for batch in batches]
+        values, replay = cached(self.micro, parts, objective, self._autocast)
+        own = self._backward(step, objective, values, parts[0], 1.0, tally, [])
+        replay()
+        return [Seen.of(batch, objective.name, own) for batch in parts if not batch.ghost]
+
     def _micro_step(
         self, step: int, objective: Objective, batch: Batch, units: float, tally: Tensor, held: list[_Held]
     ) -> dict[str, float]:
-        """Forward, and backward where the units are known. Returns the losses of this micro-batch by tag.
-
-        units: the groups of the objective's stream over all micro-steps and ranks.
-        """
+        """Forward, and backward where the units are known. Returns the losses of this micro-batch by tag."""
         with self._autocast():
             taught = self.teachers.fields(batch, objective.taught) if self.teachers else {}
             values = self.gradients.module(batch, objective, taught)
+        return self._backward(step, objective, values, batch, units, tally, held)
+
+    def _backward(
+        self,
+        step: int,
+        objective: Objective,
+        values: Sequence[Value],
+        batch: Batch,
+        units: float,
+        tally: Tensor,
+        held: list[_Held],
+    ) -> dict[str, float]:
+        """Tally the losses, and backward, or hold them where their own units are not known yet.
+
+        units: the groups of the objective's stream over all micro-steps and ranks.
+        """
         parts: list[tuple[int, Tensor, float]] = []
         own: dict[str, float] = {}
         for term, (value, shown, own_units) in zip(objective.terms, values, strict=True):
@@ -202,3 +230,8 @@ class Engine:
                 by_tag.setdefault(term.tag, []).append(shown / count)
                 total += term.weight_at(step, self.steps) * value / count
         return {"loss": total, **{tag: sum(v) / len(v) for tag, v in by_tag.items()}}
+
+
+def _in_parts(objective: Objective, stream: Sequence[Batch]) -> bool:
+    """Whether the losses see all micro-batches of a stream at once."""
+    return len(stream) > 1 and any(term.whole for term in objective.terms)

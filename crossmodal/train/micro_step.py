@@ -27,26 +27,35 @@ class MicroStep(nn.Module):
 
     def forward(self, batch: Batch, objective: Objective, taught: Mapping[str, Tensor]) -> list[Value]:
         """The value of each of the objective's losses; `taught` are the fields that teachers gave."""
-        scores = {name: name.removesuffix("_scores") for name in objective.of_kind("scores")}
-        items = set(objective.of_kind("items"))
-        for scorer in scores.values():
-            for role in batch.between:
-                for read in self.model.scorers[scorer].reads:
-                    items |= self.item_fields(f"{role}_{read}", role)
-        wanted = (objective.wants - scores.keys()) | (items & self.model.fields.keys())
-        fields: dict[str, Tensor] = {**batch.extras, **taught, **self.model(batch, wanted)}
-        for name in sorted(items):  # all ranks in the same order
-            own = fields[name][:0] if batch.ghost else fields[name]
-            gathered = self.ranks.all_gather_with_gradients(own)
+        return self.values({**self.own_fields(batch, objective), **taught}, objective, batch.between)
+
+    def own_fields(self, batch: Batch, objective: Objective) -> dict[str, Tensor]:
+        """This rank's fields that the losses read, or that the scores which they read are computed from."""
+        items = self.items(objective, batch.between)
+        wanted = {name for name in objective.wants | items if name in self.model.fields} - objective.of_kind("scores")
+        fields = {**batch.extras, **self.model(batch, wanted)}
+        return {name: field[:0] if batch.ghost and name in items else field for name, field in fields.items()}
+
+    def values(self, fields: dict[str, Tensor], objective: Objective, between: tuple[str, str]) -> list[Value]:
+        """The losses of this rank's fields, those of items gathered over ranks."""
+        for name in sorted(self.items(objective, between)):  # all ranks in the same order
+            gathered = self.ranks.all_gather_with_gradients(fields[name])
             fields[name] = gathered.cpu() if name.endswith("_lengths") else gathered  # they shape the computation
-        for name, scorer in scores.items():
-            a, b = (self.encoded(fields, role, self.model.scorers[scorer].reads) for role in batch.between)
-            fields[name] = self.model.scorers[scorer](a, b)
+        for name in objective.of_kind("scores"):
+            scorer = self.model.scorers[name.removesuffix("_scores")]
+            a, b = (self.encoded(fields, role, scorer.reads) for role in between)
+            fields[name] = scorer(a, b)
         return [term(fields) for term in objective.terms]
 
-    def item_fields(self, name: str, role: str) -> set[str]:
-        """An item field, and for a ragged one the field that says how many rows each item has."""
-        return {name, f"{role}_lengths"} if self.model.fields[name].ragged else {name}
+    def items(self, objective: Objective, between: tuple[str, str]) -> set[str]:
+        """The item fields that the losses and the scorers read; for a ragged one also how many rows each item has."""
+        found = set(objective.of_kind("items"))
+        for name in objective.of_kind("scores"):
+            for read in self.model.scorers[name.removesuffix("_scores")].reads:
+                for role in between:
+                    ragged = self.model.fields[f"{role}_{read}"].ragged
+                    found |= {f"{role}_{read}", f"{role}_lengths"} if ragged else {f"{role}_{read}"}
+        return found
 
     def encoded(self, fields: Mapping[str, Tensor], role: str, reads: tuple[str, ...]) -> Encoded:
         """The items of a role over the global batch, from their fields."""

@@ -131,16 +131,26 @@ def build_objectives(
         for i, (stream, name) in enumerate(zip(recipe.streams, recipe.stream_names(), strict=True))
     ]
     if recipe.accumulate > 1:
-        wrong += [
-            f"accumulate: {recipe.accumulate} micro-steps do not fit the loss {term.tag}, which sees the global batch; "
-            "set accumulate to 1 and raise batch, or the number of ranks"
-            for objective in objectives
-            for term in objective.terms
-            if term.whole
-        ]
+        wrong += [why for objective in objectives for why in _uncacheable(objective, recipe)]
     if wrong:
         raise ConfigError("the recipe cannot be trained:\n  " + "\n  ".join(wrong))
     return objectives, nn.ModuleList(module for o in objectives for t in o.terms for module in t.modules)
+
+
+def _uncacheable(objective: Objective, recipe: Recipe) -> list[str]:
+    """Why losses over the global batch do not go with `accumulate` here (`caching` says how they do)."""
+    whole = [term.tag for term in objective.terms if term.whole]
+    if not whole:
+        return []
+    said = f"accumulate: {recipe.accumulate} does not fit the loss {whole[0]}, which sees the global batch,"
+    why = []
+    if len(whole) < len(objective.terms):
+        why.append(f"{said} beside others of its stream that do not; give them streams of their own")
+    if recipe.distributed.gradients != "flat":
+        why.append(f"{said} with distributed.gradients {recipe.distributed.gradients}; use flat, or accumulate 1")
+    if objective.taught:
+        why.append(f"{said} and a teacher's fields; set accumulate to 1")
+    return why
 
 
 def teachable(teacher: Giver) -> list[str]:

@@ -63,7 +63,7 @@ def _with_iais(alignment: str, text: str, image: str) -> list[dict[str, Any]]:
 
 def _gathered(*losses: str) -> list[dict[str, Any]]:
     named = [{"use": loss, "weight": 0.5 + i} for i, loss in enumerate(losses)]
-    return [{"data": {"use": "train", "draw": "test_matched"}, "losses": named}]
+    return [{"data": {"use": "train", "draw": "matched"}, "losses": named}]
 
 
 def _heads(*more: dict[str, Any]) -> list[dict[str, Any]]:
@@ -146,6 +146,7 @@ CASES: dict[str, Case] = {
     "float32_iais_sharded": Case(SINGULAR, SHARDED, dtype=torch.float32, like="float32_iais"),
     "float32_iais_overlapped": Case(SINGULAR, OVERLAPPED, dtype=torch.float32, like="float32_iais"),
     "heads_weighed_overlapped": Case(WEIGHED, OVERLAPPED, model="aladin", like="heads_weighed"),
+    "heads_weighed_cached": Case(WEIGHED, accumulate=2, model="aladin", like="heads_weighed"),
     "heads_sharded": Case(_heads(), SHARDED, model="aladin", like="heads"),
     "heads_weighed_resumed": Case(WEIGHED, model="aladin", like="heads_weighed", resumed=True),
     "iais_resumed": Case(SINGULAR, like="iais_singular", resumed=True),

@@ -14,7 +14,6 @@ from torch.nn import functional as F
 from crossmodal import losses
 from crossmodal.data.batches import Batch
 from crossmodal.data.datasets import DATASETS
-from crossmodal.errors import ConfigError
 from crossmodal.model.base import Model
 from crossmodal.train.engine import Engine
 from crossmodal.train.recipe import parse_recipe
@@ -216,11 +215,3 @@ def test_half_precision_skips_an_update_that_overflows_and_lowers_the_scale(tiny
     assert engine.scaler.get_scale() == scale / 2
     engine.update(1, batches(trainer, [[0, 1]]))
     assert largest_difference(weights(trainer.model), before) > 0
-
-
-def test_a_loss_over_the_global_batch_is_not_accumulated(tiny_world: Path, tmp_path: Path) -> None:
-    stream = {"data": {"use": "train", "draw": "test_matched"}, "losses": [{"use": "test_contrastive", "tag": "itc"}]}
-    changes: dict[str, Any] = {"streams": [stream], "model": {"use": "test_dual"}}
-    with pytest.raises(ConfigError, match="accumulate: 2 micro-steps do not fit the loss itc, which sees the global"):
-        Trainer(parse_recipe(tiny_recipe(tiny_world, **changes, accumulate=2)), tmp_path / "two")
-    Trainer(parse_recipe(tiny_recipe(tiny_world, **changes, accumulate=1)), tmp_path / "one")
