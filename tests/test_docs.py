@@ -9,14 +9,19 @@ from typing import Any
 
 import pytest
 import typer.main
+import yaml
 
+from crossmodal import losses
 from crossmodal.cli import app
 from crossmodal.commands.subjects import FLAGS, WITHOUT_MEANING
+from crossmodal.train import published_aladin
+from crossmodal.train.recipe import parse_recipe
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 SCRIPTS = {"train_itm.py": "train", "test_itm.py": "test"}
-PUBLISHED = {"test": FLAGS | WITHOUT_MEANING}
+ALADIN = published_aladin.READ["flags"] | published_aladin.FLAGS.keys() | published_aladin.WITHOUT_MEANING["flags"]
+PUBLISHED = {"test": FLAGS | WITHOUT_MEANING | ALADIN, "train": ALADIN}
 
 
 def commands(text: str) -> list[list[str]]:
@@ -87,6 +92,18 @@ def test_the_documentation_shows_commands() -> None:
 )
 def test_commands_exist_as_documented(page: str, words: list[str]) -> None:
     check(words)
+
+
+def recipes() -> list[tuple[str, str]]:
+    """The blocks of YAML that are whole recipes."""
+    blocks = [(page, b) for page in PAGES for b in re.findall(r"^```yaml\n(.*?)^```", page.read_text(), re.M | re.S)]
+    return [(str(page.relative_to(ROOT)), b) for page, b in blocks if {"data", "streams"} <= yaml.safe_load(b).keys()]
+
+
+@pytest.mark.parametrize(("page", "text"), recipes())
+def test_recipes_can_be_read(page: str, text: str) -> None:
+    for stream in parse_recipe(yaml.safe_load(text), where=page).streams:
+        assert {loss.use for loss in stream.losses} <= set(losses.names())
 
 
 @pytest.mark.parametrize(

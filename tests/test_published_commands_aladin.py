@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,9 @@ import yaml
 from crossmodal.evaluate.ndcg import write_relevances
 from crossmodal.evaluate.plots import read_metrics
 from crossmodal.model.aladin import Aladin
+from crossmodal.model.aladin_files import export_aladin
 from crossmodal.model.checkpoints import read_state
+from crossmodal.model.pickles import load_torch
 
 from .commands import command, refused, scores_of
 from .data.vinvl_folders import write_captions, write_vinvl
@@ -175,6 +179,13 @@ def test_a_cascade_of_the_two_heads(
         assert stage["metrics"]["img_r1"] == whole["img_r1"] and stage["seconds"] > 0
 
 
+def test_a_cascade_is_for_one_process(file: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    two = SimpleNamespace(rank=0, size=2)
+    monkeypatch.setattr("crossmodal.train.distributed.connect", lambda: nullcontext(two))
+    said = refused(capsys, "test", "--checkpoint", file, "--cascade", "matching:2,alignment")
+    assert said == "error: --cascade runs in one process, and here are 2; leave the launcher out"
+
+
 def test_published_relevances(published: Path, file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     relevance = tmp_path / "coco-test-spice.npy"
     write_relevances(relevance, torch.rand(50, 10, generator=torch.Generator().manual_seed(0)))
@@ -227,6 +238,25 @@ def test_a_key_of_the_model_is_changed(published: Path, file: Path, run: Path, t
         before, after = (scores_of(tmp_path / folder / "alignment") for folder in (name, f"{name}_sum"))
         assert not np.allclose(before[0], after[0]) and after[1]["settings"]["set"] == ["model.config.aggregation=sum"]
     assert np.array_equal(scores_of(tmp_path / "file_sum" / "alignment")[0], after[0])
+
+
+def test_a_checkpoint_of_the_second_version(published: Path, tmp_path: Path, capsys: Any) -> None:
+    """CLIP's text vectors, a length in the checkpoint, merges by a flag; no vocabulary of BERT's is needed."""
+    (tmp_path / "merges.txt").write_text("#version: 0.2\na n</w>\nd o\n")
+    clip = {"vocab_size": 520, "width": 8, "heads": 2, "layers": 1, "context": 77, "embed_dim": 6}
+    sizes = SIZES | {"hidden_size": 16, "num_attention_heads": 2, "matching_layers": 1}
+    torch.manual_seed(1)
+    export_aladin(Aladin({**sizes, "clip_tags": True, "clip_captions": True, "clip": clip}), tmp_path / "v2.pth.tar")
+    written = load_torch(tmp_path / "v2.pth.tar")
+    written["config"] |= {"max_caption_seq_len": 6}
+    torch.save(written, tmp_path / "v2.pth.tar")
+    words = ["test", "--load_checkpoint", tmp_path / "v2.pth.tar", *files(published)[:4], "--split", "val"]
+    vocabulary = ["--clip_vocab", tmp_path / "merges.txt"]
+    assert command(*words, *vocabulary, "--output", tmp_path / "6") == 0
+    assert command(*words, *vocabulary, "--max_caption_seq_len", 30, "--output", tmp_path / "30") == 0
+    short, long = (scores_of(tmp_path / length / "alignment")[0] for length in ("6", "30"))
+    assert short.shape == long.shape == (20, 4) and not np.allclose(short, long)
+    assert "there are no merges of CLIP at none.txt" in refused(capsys, *words, "--clip_vocab", "none.txt")
 
 
 @pytest.mark.parametrize("words", [["--resume", "checkpoint.pth.tar"], ["--resume=checkpoint.pth.tar"]])

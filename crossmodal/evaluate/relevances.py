@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from crossmodal.errors import ConfigError, DataError
 from .ndcg import ndcg_metrics, read_relevances
 from .rouge import cached_rouge_relevances
 from .scored import Scored
+
+log = logging.getLogger("crossmodal")
 
 ROUGE = "rougeL"
 
@@ -33,6 +36,7 @@ def open_relevances(wanted: Sequence[str], corpus: Corpus, cache: Path) -> dict[
             raise ConfigError(f"--relevance {one}: another one is called {name} too; give one of them")
         images = len(corpus.image_keys)
         if one == ROUGE:
+            log.info("%s of %s captions and %s images, kept in %s", ROUGE, f"{len(corpus):,}", f"{images:,}", cache)
             opened[name] = cached_rouge_relevances(cache, _sentences(corpus), _places(corpus).tolist(), images)
         elif Path(one).suffix != ".npy":
             raise ConfigError(f"--relevance {one!r} is neither {ROUGE} nor a .npy file; give one of the two")

@@ -142,6 +142,25 @@ def test_published_lines() -> None:
     ]
 
 
+def test_published_lines_of_aladin() -> None:
+    metrics = recall(ranks(SCORES, IMAGE_OF, ties="optimistic"))
+    assert published_lines(metrics, "aladin", "matching").splitlines() == [
+        "Recall Image to text: 100.00, 100.00, 100.00",
+        "Recall Text to image: 75.00, 100.00, 100.00",
+        "Sum score: 575.00",
+    ]
+    more = {"img_ndcg_rougeL": 0.25, "txt_ndcg_rougeL": 0.5, "img_ndcg_spice": 0.125, "txt_ndcg_spice": 1.0}
+    assert published_lines(metrics | {"img_median_rank": 1.5} | more, "aladin", "alignment").splitlines() == [
+        "Image to text: 100.0, 100.0, 100.0, 1.0, 1.0, ndcg_rouge=0.5000, ndcg_spice=1.0000",
+        "Text to image: 75.0, 100.0, 100.0, 1.0, 1.2, ndcg_rouge=0.2500, ndcg_spice=0.1250",
+        "Alignment head rsum: 575.00",
+    ]
+    assert (
+        published_lines(metrics, "aladin", "alignment").splitlines()[0]
+        == "Image to text: 100.0, 100.0, 100.0, 1.0, 1.0"
+    )
+
+
 def test_table_lines_up() -> None:
     ranked = ranks(SCORES, IMAGE_OF)
     text = results_table(recall(ranked), chance=chance(IMAGE_OF, 2), intervals=bootstrap(ranked))

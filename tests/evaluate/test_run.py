@@ -11,8 +11,16 @@ import pytest
 
 from crossmodal.data.corpus import Corpus, open_corpus
 from crossmodal.errors import ConfigError
+from crossmodal.evaluate.relevances import ndcg_of_corpus, open_relevances
 from crossmodal.evaluate.results import load_results
-from crossmodal.evaluate.run import Counting, about, evaluate_corpus, evaluate_into
+from crossmodal.evaluate.run import (
+    Counting,
+    about,
+    describe_heads,
+    evaluate_corpus,
+    evaluate_heads,
+    evaluate_into,
+)
 from crossmodal.model.base import Model
 from crossmodal.model.checkpoints import load
 
@@ -65,6 +73,30 @@ def test_results_of_another_evaluation_are_replaced_and_said(
     assert f"the results of another evaluation in {tmp_path} will be replaced" in said
     with np.load(tmp_path / "scores.npz") as stored:
         assert stored["image_ids"].tolist() == [image for _, image in corpus.image_keys]
+
+
+def test_relevances_add_ndcg(model: Model, corpus: Corpus, tmp_path: Path) -> None:
+    relevances = open_relevances(["rougeL"], corpus, tmp_path)
+    found = evaluate_heads(tmp_path, model, corpus, {}, relevances=relevances, tokens=100)["itm"]
+    of_one = evaluate_into(tmp_path, model, corpus, {}, counting=Counting(2), relevances=relevances, tokens=100)
+    assert of_one is not None
+    for evaluation, folds in ((found, 1), (of_one, 2)):
+        expected = ndcg_of_corpus(found.scored, relevances, corpus, folds=folds)
+        assert expected.items() <= evaluation.metrics.items() and len(expected) == 2
+    assert load_results(tmp_path).metrics == of_one.metrics
+    assert f"NDCG@25 by rougeL: image {found.metrics['img_ndcg_rougeL']:.4f}" in describe_heads(
+        {"itm": found}, "uniter"
+    )
+
+
+def test_what_is_said_of_several_scorers(model: Model, corpus: Corpus) -> None:
+    found = evaluate_corpus(model, corpus)
+    said = describe_heads({"alignment": found, "matching": found}, "aladin")
+    first, second = said.split("scorer matching\n")
+    assert first.startswith("scorer alignment\n") and "Alignment head rsum: " in first and "Sum score: " in second
+    assert "image retrieval R1: " in describe_heads({"itm": found}, "uniter") and "scorer" not in describe_heads(
+        {"itm": found}, "uniter"
+    )
 
 
 @pytest.mark.parametrize(

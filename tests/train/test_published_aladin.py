@@ -359,9 +359,10 @@ def test_sizes_come_from_the_configuration_beside_the_backbone(tmp_path: Path) -
 
 
 def test_flags_without_effect_are_taken() -> None:
-    inert = dict.fromkeys(WITHOUT_MEANING["flags"], 1)
+    inert: dict[str, Any] = dict.fromkeys(WITHOUT_MEANING["flags"], 1)
     assert translated(**inert) == translated()
-    assert translated(**{key.replace("_", "-"): 1 for key in inert}) == translated()
+    dashed: dict[str, Any] = {key.replace("_", "-"): 1 for key in inert}
+    assert translated(**dashed) == translated()
     assert translated(resume="", aggregation_type="none", att_mask_type="CLR") == translated()
     values = changed(changed(CURRENT, "model.text-aggregation", "gru"), "dataset", {"anything": 1})
     assert translated(values) == translated()
