@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from typing import Any, TypeVar
 
@@ -14,6 +14,23 @@ from crossmodal.errors import ConfigError
 from .transformer import ACTIVATIONS
 
 C = TypeVar("C")
+
+
+@dataclass(frozen=True)
+class BertSizes:
+    """What the published JSON of BERT and its descendants says of the transformer."""
+
+    vocab_size: int = 30522
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: float = 0.1
+    attention_probs_dropout_prob: float = 0.1
+    max_position_embeddings: int = 512
+    type_vocab_size: int = 2
+    initializer_range: float = 0.02
 
 
 def typed(cls: type[C], values: Mapping[str, Any]) -> C:

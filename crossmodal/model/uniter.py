@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from crossmodal.data.batches import Batch, Items, Regions, Texts, length_mask
 
 from .base import Encoded, Field, Layout, Model, Scorer, all_pairs, ragged_index, register
-from .config import check_transformer, typed
+from .config import BertSizes, check_transformer, typed
 from .embeddings import Pooler, TextEmbeddings
 from .transformer import LAYER_NORM_EPS, Encoder, Packing
 from .uniter_heads import PRETRAINING_FIELDS, ClassHead, FeatureHead, WordHead
@@ -37,20 +37,10 @@ FIELDS = {
 
 
 @dataclass(frozen=True)
-class UniterConfig:
+class UniterConfig(BertSizes):
     """Sizes as in the published JSON; `img_dim` and `img_label_dim` stand outside it (spec section 2.1)."""
 
     vocab_size: int = 28996
-    hidden_size: int = 768
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 12
-    intermediate_size: int = 3072
-    hidden_act: str = "gelu"
-    hidden_dropout_prob: float = 0.1
-    attention_probs_dropout_prob: float = 0.1
-    max_position_embeddings: int = 512
-    type_vocab_size: int = 2
-    initializer_range: float = 0.02
     img_dim: int = 2048
     img_label_dim: int = 1601
     pretraining: bool = False

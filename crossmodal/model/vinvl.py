@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .base import ragged_index
+from .config import BertSizes
 from .embeddings import Pooler, TextEmbeddings
 from .transformer import Encoder, Packing
 
@@ -40,20 +41,9 @@ class Rows:
 
 
 @dataclass(frozen=True)
-class VinvlSizes:
+class VinvlSizes(BertSizes):
     """What the published config.json says of the backbone."""
 
-    vocab_size: int = 30522
-    hidden_size: int = 768
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 12
-    intermediate_size: int = 3072
-    hidden_act: str = "gelu"
-    hidden_dropout_prob: float = 0.1
-    attention_probs_dropout_prob: float = 0.1
-    max_position_embeddings: int = 512
-    type_vocab_size: int = 2
-    initializer_range: float = 0.02
     layer_norm_eps: float = 1e-12
     img_feature_dim: int = 2054
     use_img_layernorm: bool = True
