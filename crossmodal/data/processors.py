@@ -15,6 +15,7 @@ import torch
 
 from crossmodal.data.aladin_processor import AladinProcessor
 from crossmodal.data.batches import Items, Regions, Texts
+from crossmodal.data.clip_processor import ClipProcessor
 from crossmodal.data.items import TextItem
 from crossmodal.data.processor_parts import (
     FILE,
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from crossmodal.data.corpus import Corpus
     from crossmodal.data.tokenizers import Tokenizer
 
-__all__ = ["FILE", "PROCESSORS", "AladinProcessor", "Processor", "UniterProcessor", "load_processor"]
+__all__ = ["FILE", "PROCESSORS", "AladinProcessor", "ClipProcessor", "Processor", "UniterProcessor", "load_processor"]
 
 P = TypeVar("P", bound="Processor")
 
@@ -45,9 +46,9 @@ class Processor(Protocol):
     use: ClassVar[str]
 
     def __call__(self, side: str, raw: Sequence[Any]) -> Items:
-        """`text`: captions or TextItems -> Texts; `image`: RegionItems (or pictures) -> Regions."""
+        """`text`: captions or TextItems -> Texts; `image`: RegionItems or pictures -> Regions or Pixels."""
 
-    def sizes(self) -> dict[str, int]:
+    def sizes(self) -> Mapping[str, Any]:
         """What it tells the model's config."""
 
     def save(self, folder: Path) -> None: ...
@@ -164,7 +165,11 @@ class UniterProcessor:
         return cls(**{**found, **options}, tokenizer=chosen)
 
 
-PROCESSORS: dict[str, type[Processor]] = {"uniter": UniterProcessor, "aladin": AladinProcessor}
+PROCESSORS: dict[str, type[Processor]] = {
+    "uniter": UniterProcessor,
+    "aladin": AladinProcessor,
+    "clip": ClipProcessor,
+}
 
 
 def load_processor(folder: Path) -> Processor:

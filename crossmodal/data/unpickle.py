@@ -60,6 +60,28 @@ def unpickle_file(path: Path) -> Any:
         raise DataError(f"{path} cannot be read ({error}); download or copy it again") from None
 
 
+def read_object_array(path: Path) -> list[Any]:
+    """The values in a ``.npy`` of a one-dimensional array of objects, as `numpy.save` writes a list of dicts.
+
+    Raises DataError naming the file and what in it is refused.
+    """
+    try:
+        with path.open("rb") as file:
+            if path.stat().st_size > LARGEST:
+                raise Refused(f"it has more than {LARGEST >> 20} MiB")
+            version = np.lib.format.read_magic(file)
+            header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, _, kind = header(file)
+            if kind.kind != "O" or len(shape) != 1:
+                raise Refused(f"it holds an array of {kind} of shape {shape}, not a list of records")
+            found = _ObjectReader(file).value()
+            if not isinstance(found, _Objects) or len(found.values) != shape[0]:
+                raise Refused(f"it does not hold the {shape[0]} records that it announces")
+            return found.values
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read ({error}); download or copy it again") from None
+
+
 def read_training_args(folder: Path) -> dict[str, Any]:
     """The options in the ``training_args.bin`` of a checkpoint folder such as VinVL's (ALADIN, spec section 7).
 
@@ -224,3 +246,24 @@ class _Reader(pickle.Unpickler):
 
     def _device(self, kind: Any, index: Any = None) -> str:
         return str(kind) if index is None else f"{kind}:{index}"
+
+
+class _Objects:
+    """What an array of objects, or their dtype, becomes: the list of them."""
+
+    def __init__(self) -> None:
+        self.values: list[Any] = []
+
+    def __setstate__(self, state: Any) -> None:
+        if isinstance(state, tuple) and len(state) == 5 and isinstance(state[4], list):
+            self.values = state[4]
+
+
+class _ObjectReader(_Reader):
+    """Of one array of objects; arrays of numbers are no part of them."""
+
+    def _empty(self, kind: Any, shape: Any, spelled: Any) -> Any:
+        return _Objects()
+
+    def _kind(self, spelled: Any, align: Any = False, copy: Any = False) -> Any:
+        return _Objects() if spelled in ("O", "O4", "O8") else super()._kind(spelled)

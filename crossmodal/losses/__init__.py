@@ -1,9 +1,22 @@
 """Training objectives, one family a file, and their registry."""
 
-from . import contrastive, distillation, iais, pretraining, ranking, token_sets, transport, triplet
+from . import (
+    ce_clip,
+    contrastive,
+    cross_modal_rank,
+    distillation,
+    hard_negatives,
+    iais,
+    pretraining,
+    ranking,
+    token_sets,
+    transport,
+    triplet,
+)
 from .registry import build, get, names, register, signature
+from .state import StatefulLoss
 
 __all__ = [
-    "build", "contrastive", "distillation", "get", "iais", "names", "pretraining", "ranking", "register", "signature",
-    "token_sets", "transport", "triplet",
+    "StatefulLoss", "build", "ce_clip", "contrastive", "cross_modal_rank", "distillation", "get", "hard_negatives",
+    "iais", "names", "pretraining", "ranking", "register", "signature", "token_sets", "transport", "triplet",
 ]  # fmt: skip

@@ -97,7 +97,7 @@ class Aladin(Model):
         if config.depth_matching:
             self.depth_aggregator_model_matching = build_depth(config.depth_matching, width, dropout)
         clip = config.clip is not None and (config.clip_tags or config.clip_captions)
-        self.clip_model = ClipText(**(config.clip or {})) if clip else None
+        self.clip_model = ClipText(**dict[str, Any](config.clip or {})) if clip else None
         self.fields = self.fields_of(self.config_dict)
         self._freeze()
 

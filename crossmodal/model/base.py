@@ -150,10 +150,12 @@ class Layout:
 
     marks: a key that starts with one of them tells that a file is of this layout.
     rename: a published key as the model's own; a key that the model has not is reported as ignored.
+    convert: what is to be done first, where tensors are split, joined or turned otherwise than in the model.
     """
 
     marks: tuple[str, ...]
     rename: Callable[[str], str]
+    convert: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] = dict
 
 
 class Model(nn.Module):
@@ -188,6 +190,20 @@ class Model(nn.Module):
     @abstractmethod
     def config_dict(self) -> dict[str, Any]:
         """The configuration that builds this model again, as plain data."""
+
+    def fitted(self, state: Mapping[str, Tensor], where: object) -> Mapping[str, Tensor]:
+        """Weights from `where`, under the model's own names, as its sizes take them."""
+        return state
+
+    def after_update(self) -> None:
+        """What the optimizer's step must be followed by."""
+
+    def learning_rate_factors(self, decay: float) -> dict[str, float]:
+        """What multiplies the learning rate of each parameter, by name, where that decays layer by layer.
+
+        Raises ConfigError in a model without such layers.
+        """
+        raise ConfigError(f"the model {self.name} takes no optimizer.layer_decay; leave it out")
 
     def start_new(self, new: Sequence[str]) -> None:
         """Give parameters that a checkpoint did not hold the start that others of it determine."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,10 +19,15 @@ from crossmodal.files import write_whole
 from .aladin_files import export_aladin
 from .base import Layout, Model, registered
 from .checksums import check_sums, digest, read_sums
+from .clip_files import export_huggingface, export_open_clip, export_openai
 from .pickles import load_torch, save_torch, why_unreadable
+from .scripted import is_scripted, load_scripted
 from .uniter import Uniter
 
-WEIGHTS = ("model.safetensors", "pytorch_model.bin", "model.pt")
+WEIGHTS = (
+    "model.safetensors", "open_clip_model.safetensors", "pytorch_model.bin", "open_clip_pytorch_model.bin", "model.pt"
+)  # fmt: skip
+_OLD_NAMES = re.compile(r"(?<=norm\.)(gamma|beta)$", re.IGNORECASE)  # of LayerNorm's tensors
 
 
 @dataclass(frozen=True)
@@ -142,13 +148,14 @@ def read_state(path: Path) -> dict[str, Tensor]:
             from safetensors.torch import load_file
 
             return load_file(path)
-        state = load_torch(path)
+        state: Any = load_scripted(path) if is_scripted(path) else load_torch(path)
     except Exception as error:  # torch and safetensors raise many kinds; each means: not readable as weights
         raise CheckpointError(
             f"{path} cannot be read as plain weights ({why_unreadable(path, error)}); export its state dict again"
         ) from None
-    if isinstance(state, Mapping) and isinstance(state.get("model"), Mapping):
-        state = state["model"]
+    for name in ("model", "state_dict"):  # what training writes beside it is not read; numbers may be among it
+        if isinstance(state, Mapping) and isinstance(state.get(name), Mapping):
+            state = {k: torch.tensor(v) if isinstance(v, (int, float)) else v for k, v in state[name].items()}
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
         raise CheckpointError(f"{path} holds no plain state dict; export the model's state dict alone")
     return dict(state)
@@ -167,13 +174,14 @@ def guess_layout(state: Mapping[str, Tensor], model: type[Model] = Uniter) -> st
     )
 
 
-def _renamed(state: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor]:
+def renamed(state: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor]:
     """Published key names as ours; parallel training and old names of LayerNorm's tensors are in all of them."""
-    out: dict[str, Tensor] = {}
-    for key, value in state.items():
-        key = key.removeprefix("module.").replace("gamma", "weight").replace("beta", "bias")
-        out[layout.rename(key)] = value
-    return out
+    plain = {_OLD_NAMES.sub(_new_name, key.removeprefix("module.")): value for key, value in state.items()}
+    return {layout.rename(key): value for key, value in layout.convert(plain).items()}
+
+
+def _new_name(old: re.Match[str]) -> str:
+    return {"gamma": "weight", "beta": "bias"}[old[0].lower()]
 
 
 def load_state(
@@ -188,7 +196,8 @@ def load_state(
         raise ConfigError(
             f"layout {layout!r} is unknown to {model.name}; {nearest(str(layout), ['crossmodal', *model.layouts])}"
         )
-    named = dict(state) if own_names else _renamed(state, model.layouts[str(layout)])
+    named = dict(state) if own_names else renamed(state, model.layouts[str(layout)])
+    named = dict(model.fitted(named, where))
     own = model.state_dict()
     wrong = [
         f"{k} {tuple(v.shape)} instead of {tuple(own[k].shape)}"
@@ -236,5 +245,9 @@ def export_uniter(model: Uniter, path: Path) -> None:
     write_whole(path, lambda temporary: save_torch(state, temporary))
 
 
-EXPORTS: dict[str, Callable[[Any, Path], None]] = {"uniter": export_uniter, "aladin": export_aladin}
-"""Models that have a published form -> what writes it."""
+EXPORTS: dict[str, dict[str, Callable[[Any, Path], None]]] = {
+    "uniter": {"uniter": export_uniter},
+    "aladin": {"aladin": export_aladin},
+    "clip": {"open_clip": export_open_clip, "openai": export_openai, "huggingface": export_huggingface},
+}
+"""Models that have published forms -> layout, the usual one first -> what writes it."""

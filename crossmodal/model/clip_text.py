@@ -2,62 +2,21 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-
 import torch
 from torch import Tensor, nn
 
 from crossmodal.data.batches import Texts, length_mask
 
 from .base import ragged_index
-from .in_proj import InProjAttention
+from .clip_blocks import Blocks
 from .transformer import Packing
 
 
-class QuickGELU(nn.Module):
-    """x sigmoid(1.702 x)"""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * torch.sigmoid(1.702 * x)
-
-
-class ResidualBlock(nn.Module):
-    """y = x + attention(ln_1 x); y + c_proj(act(c_fc(ln_2 y))) (ALADIN, spec section 12.2)."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.ln_1 = nn.LayerNorm(width)
-        self.attn = InProjAttention(width, heads, causal=True)
-        self.ln_2 = nn.LayerNorm(width)
-        self.mlp = nn.Sequential(
-            OrderedDict(
-                c_fc=nn.Linear(width, 4 * width),
-                gelu=QuickGELU(),
-                c_proj=nn.Linear(4 * width, width),
-            )
-        )
-
-    def forward(self, x: Tensor, packing: Packing) -> Tensor:
-        """x (N,D) -> (N,D)"""
-        y = x + self.attn(self.ln_1(x), packing)
-        return y + self.mlp(self.ln_2(y))
-
-
-class Blocks(nn.Module):
-    """The stack of residual blocks."""
-
-    def __init__(self, layers: int, width: int, heads: int) -> None:
-        super().__init__()
-        self.resblocks = nn.ModuleList(ResidualBlock(width, heads) for _ in range(layers))
-
-    def forward(self, x: Tensor, packing: Packing) -> Tensor:
-        for block in self.resblocks:
-            x = block(x, packing)
-        return x
-
-
 class ClipText(nn.Module):
-    """Sentences to CLIP's text vectors, and to the states of their tokens. The defaults are ViT-B/32's."""
+    """Sentences to CLIP's text vectors, and to the states of their tokens. The defaults are ViT-B/32's.
+
+    mlp_width: None for 4 width. layer_scale, recompute: see `clip_blocks`.
+    """
 
     def __init__(
         self,
@@ -68,11 +27,18 @@ class ClipText(nn.Module):
         layers: int = 12,
         context: int = 77,
         embed_dim: int = 512,
+        mlp_width: int | None = None,
+        quick_gelu: bool = True,
+        layer_scale: float | None = None,
+        recompute: bool = False,
     ) -> None:
         super().__init__()
         self.token_embedding = nn.Embedding(vocab_size, width)
         self.positional_embedding = nn.Parameter(torch.empty(context, width))
-        self.transformer = Blocks(layers, width, heads)
+        self.transformer = Blocks(
+            layers, width, heads, mlp_width,
+            causal=True, quick_gelu=quick_gelu, layer_scale=layer_scale, recompute=recompute,
+        )  # fmt: skip
         self.ln_final = nn.LayerNorm(width)
         self.text_projection = nn.Parameter(torch.empty(width, embed_dim))
         self._initialise(width, layers)

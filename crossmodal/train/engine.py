@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from crossmodal.data.batches import Batch
+from crossmodal.losses.state import StatefulLoss
 from crossmodal.model.base import Model
 
 from .caching import cached
@@ -82,6 +83,10 @@ class Engine:
         Where a loss is not finite, or without a scaler the gradient, nothing is updated: weights, optimizer and
         buffers stay as they were, on all ranks, and `skipped` says why.
         """
+        stateful = [loss for loss in self.modules if isinstance(loss, StatefulLoss)]
+        if step % self.steps_per_epoch == 0:
+            for loss in stateful:
+                loss.begin_epoch()
         buffers = self._buffers()
         seen: list[Seen] = []
         totals = self._known_units(batches)
@@ -126,7 +131,9 @@ class Engine:
         if not finite:
             for buffer, before in zip(self._live_buffers(), buffers, strict=True):
                 buffer.copy_(before)
-        logged["lr"] = float(self.optimizer.param_groups[0]["lr"])
+        for loss in stateful:
+            loss.after_update(made=finite)
+        logged["lr"] = max(float(group["lr"]) for group in self.optimizer.param_groups)
         return logged
 
     def _known_units(self, batches: Sequence[Sequence[Batch]]) -> list[float]:
@@ -207,10 +214,12 @@ class Engine:
             return float(norm)
         if self.options.clip >= 0:
             nn.utils.clip_grads_with_norm_(given, self.options.clip, norm)
+        rate = rate_at(step + 1, self.options, self.steps, step // self.steps_per_epoch)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate_at(step + 1, self.options, self.steps, step // self.steps_per_epoch)
+            group["lr"] = rate * group.get("scale", 1.0)
         with self.gradients.stepping():
             self.scaler.step(self.optimizer)
+        self.model.after_update()
         self.scaler.update()
         return float(norm)
 

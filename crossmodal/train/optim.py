@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -108,20 +108,30 @@ def _correction(step: int, beta1: float, beta2: float) -> float:
 
 
 def parameter_groups(
-    module: nn.Module, *, weight_decay: float, no_decay: Sequence[str] = NO_DECAY
+    module: nn.Module,
+    *,
+    weight_decay: float,
+    no_decay: Sequence[str] = NO_DECAY,
+    factors: Mapping[str, float] | None = None,
 ) -> list[dict[str, Any]]:
     """Two groups: the parameters that decay, and those whose name contains one of `no_decay`.
 
     The default is the published rule. It is a test for substrings, so `img_layer_norm.weight` and
     `pos_layer_norm.weight` of UNITER *are* decayed; name them in `no_decay` to spare them. Frozen parameters
-    are in neither group.
+    are in neither group. With `factors`, by name, there are two groups for each of them, its `scale`.
     """
-    decayed: list[nn.Parameter] = []
-    spared: list[nn.Parameter] = []
-    for name, parameter in module.named_parameters():
-        if parameter.requires_grad:
-            (spared if any(part in name for part in no_decay) else decayed).append(parameter)
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": spared, "weight_decay": 0.0}]
+    named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+    groups = []
+    for factor in dict.fromkeys((factors or {}).values()) or [1.0]:
+        decayed: list[nn.Parameter] = []
+        spared: list[nn.Parameter] = []
+        for name, parameter in named:
+            if factors is None or factors[name] == factor:
+                (spared if any(part in name for part in no_decay) else decayed).append(parameter)
+        scale = {} if factors is None else {"scale": factor}
+        groups += [{"params": decayed, "weight_decay": weight_decay, **scale},
+                   {"params": spared, "weight_decay": 0.0, **scale}]  # fmt: skip
+    return groups
 
 
 def adamw(groups: list[dict[str, Any]], **options: Any) -> Optimizer:

@@ -35,7 +35,7 @@ class Open(BaseModel):
 
 
 class DataSpec(Strict):
-    """A corpus: text databases, and the region database of each (one for all, or one each)."""
+    """A corpus: sources of captions, and the regions or pictures of each (one for all, or one each)."""
 
     texts: list[str]
     images: list[str]
@@ -46,7 +46,11 @@ class DataSpec(Strict):
     num_bb: int = 36
     compressed: bool | None = None
     image_keys: str | None = Field(None, description="a file of image ids: which of a VinVL caption file, in order")
-    captions_per_image: int | None = Field(None, ge=1, description="the first so many of a VinVL caption file")
+    captions_per_image: int | None = Field(None, ge=1, description="the first so many, of a file of captions")
+    split: str | None = Field(None, description="of Karpathy's JSON: val, or train+restval")
+    separator: str | None = Field(None, description="of a table of captions; a tab or a comma where it is left out")
+    image_column: str | None = Field(None, description="of a table of captions; filepath or image if left out")
+    caption_column: str | None = Field(None, description="of a table of captions; title or caption if left out")
     detections: Literal["fast", "det", "det_padded", "det+fast", "det+fast_labels"] | None = Field(
         None, description="whose detections a VinVL folder gives: its own, Detic's, or both merged"
     )
@@ -132,6 +136,8 @@ class OptimizerSpec(Strict):
     betas: tuple[float, float] = (0.9, 0.98)
     weight_decay: float = Field(0.01, ge=0)
     no_decay: list[str] = ["bias", "LayerNorm.bias", "LayerNorm.weight"]
+    layer_decay: float = Field(1.0, gt=0, le=1, description="learning rates fall by this from layer to layer, from the "
+                               "end of a tower to its beginning")  # fmt: skip
     clip: float = Field(2.0, description="largest global gradient norm; -1 for none")
     warmup: int = Field(500, ge=0, description="updates of linear warm-up")
     schedule: Literal["linear", "step", "constant"] = Field(

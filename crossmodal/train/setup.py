@@ -62,7 +62,7 @@ def build_model(spec: ModelSpec, corpus: Callable[[], Corpus]) -> Model:
     config = {**sizes, **config}
     if spec.dropout is not None:
         config |= dict.fromkeys(cls.dropouts, spec.dropout)
-    if sizes["vocab_size"] > int(config["vocab_size"]):
+    if "vocab_size" in sizes and sizes["vocab_size"] > int(config["vocab_size"]):
         raise ConfigError(
             f"the databases' tokenizer has {sizes['vocab_size']} pieces, model.config.vocab_size is "
             f"{config['vocab_size']}; use the model's own tokenizer or leave vocab_size out"

@@ -83,9 +83,11 @@ class Trainer:
         if found is not None:
             self._restore_weights(*found)
         self._agree_on_weights(modules)
+        decay = recipe.optimizer.layer_decay
         groups = parameter_groups(
-            self.model, weight_decay=recipe.optimizer.weight_decay, no_decay=recipe.optimizer.no_decay
-        )
+            self.model, weight_decay=recipe.optimizer.weight_decay, no_decay=recipe.optimizer.no_decay,
+            factors=None if decay == 1 else self.model.learning_rate_factors(decay),
+        )  # fmt: skip
         if len(modules):
             groups.append({"params": list(modules.parameters()), "weight_decay": 0.0})
         optimizer = build_optimizer(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from crossmodal.losses.contrastive import InfoNCE, uniformity
+from crossmodal.losses.contrastive import InfoNCE, clip_info_nce, sigmoid, uniformity
 
 cases = st.tuples(st.integers(1, 6), st.integers(0, 10**6))
 
@@ -114,3 +115,64 @@ def test_uniformity_of_half_precision_vectors_is_computed_in_float32(dtype: torc
     assert value.dtype == torch.float32 and torch.equal(value, uniformity(x.float(), y.float()))
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(value, uniformity(x, y))
+
+
+def vectors(rows: int, seed: int) -> Tensor:
+    return F.normalize(random(rows, 4, seed=seed), dim=1)
+
+
+@settings(max_examples=30, deadline=None)
+@given(cases, st.sampled_from([1.0, 14.0, 100.0]))
+def test_clip_info_nce_is_info_nce_of_the_scaled_products(case: tuple[int, int], scale: float) -> None:
+    images, texts = vectors(case[0], case[1]), vectors(case[0], case[1] + 1)
+    logits = [[scale * float(i @ t) for t in texts] for i in images]
+    expected = (cross_entropy(logits) + cross_entropy([list(column) for column in zip(*logits, strict=True)])) / 2
+    assert float(clip_info_nce(images, texts, torch.tensor(scale))) == pytest.approx(expected, abs=1e-9)
+
+
+@settings(max_examples=30, deadline=None)
+@given(cases, st.sampled_from([-10.0, 0.0, 2.0]))
+def test_sigmoid_is_the_sum_over_pairs(case: tuple[int, int], bias: float) -> None:
+    images, texts = vectors(case[0], case[1]), vectors(case[0], case[1] + 1)
+    expected = 0.0
+    for i, image in enumerate(images):
+        for j, text in enumerate(texts):
+            score = 10 * float(image @ text) + bias
+            expected += math.log1p(math.exp(-score if i == j else score))
+    for divide, by in (("items", case[0]), ("pairs", case[0] ** 2)):
+        ours = sigmoid(images, texts, torch.tensor(10.0), torch.tensor(bias), divide=divide)
+        assert float(ours) == pytest.approx(expected / by, rel=1e-9)
+
+
+def biased(images: Tensor, texts: Tensor, scale: Tensor) -> Tensor:
+    return sigmoid(images, texts, scale, torch.tensor(-10.0))
+
+
+def test_clip_and_sigmoid_gradients() -> None:
+    scale = torch.tensor(3.0, dtype=torch.float64, requires_grad=True)
+    bias = torch.tensor(-1.0, dtype=torch.float64, requires_grad=True)
+    fields = (vectors(4, 0).requires_grad_(), vectors(4, 1).requires_grad_(), scale)
+    assert torch.autograd.gradcheck(clip_info_nce, fields)
+    assert torch.autograd.gradcheck(sigmoid, (*fields, bias))
+
+
+@pytest.mark.parametrize("loss", [clip_info_nce, biased])
+def test_clip_and_sigmoid_edges(loss: Callable[..., Tensor]) -> None:
+    none, scale = torch.zeros(0, 3, requires_grad=True), torch.tensor(100.0)
+    loss(none, none, scale).backward()
+    assert loss(none, none, scale).item() == 0 and none.grad is not None
+    assert loss(torch.ones(1, 3), torch.ones(1, 3), scale).isfinite()
+    assert loss(1e3 * torch.eye(3), -1e3 * torch.eye(3), scale).isfinite()
+    assert float(clip_info_nce(torch.ones(4, 1), torch.ones(4, 1), scale)) == pytest.approx(math.log(4))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("loss", [clip_info_nce, biased])
+def test_clip_and_sigmoid_of_half_precision_are_computed_in_float32(
+    loss: Callable[..., Tensor], dtype: torch.dtype
+) -> None:
+    images, texts, scale = vectors(4, 0).to(dtype), vectors(4, 1).to(dtype), torch.tensor(100.0)
+    value = loss(images, texts, scale)
+    assert value.dtype == torch.float32 and torch.equal(value, loss(images.float(), texts.float(), scale))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(value, loss(images, texts, scale))

@@ -79,8 +79,8 @@ class Case:
         return "close"
 
     def scalar(self, name: str, ours: Any) -> None:
-        """Compare with a number of `scalars` (or `outputs`), nested names joined by a slash."""
-        self.equal(name, ours, _find(self.json.get("scalars") or self.json["outputs"], name))
+        """Compare with a recorded number, nested names joined by a slash."""
+        self.equal(name, ours, _find(_scalars(self.json), name))
 
     def array(self, name: str, ours: Any, where: Any = None, expected: Any = None) -> None:
         """Compare with an array; `where` (bool, leading dimensions) picks what is not padding."""
@@ -117,6 +117,11 @@ class Case:
         if "out_rtol" in t:
             return t["out_rtol"], t["out_atol"]
         return t["rtol"], t["atol"]
+
+
+def _scalars(json: dict[str, Any]) -> dict[str, Any]:
+    """The recorded numbers; systems name them differently."""
+    return next(json[key] for key in ("scalars", "outputs", "scalar_outputs") if json.get(key))
 
 
 def _find(tree: dict[str, Any], name: str) -> Any:
