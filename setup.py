@@ -54,6 +54,7 @@ setup(
     ],
     extras_require={
         "clip": CLIP,
+        "negatives": ["spacy>=3.7"],
         "search": ["faiss-cpu>=1.8", "pymilvus[milvus_lite]>=2.4"],
         "serve": ["fastapi>=0.110", "uvicorn>=0.29", "python-multipart>=0.0.9"],
         "dev": [

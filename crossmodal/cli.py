@@ -24,12 +24,13 @@ app = typer.Typer(
 
 
 def _assemble() -> None:
-    from crossmodal.commands import data, demo, doctor, export, flags, registries, test, train
+    from crossmodal.commands import data, demo, doctor, evaluate, export, flags, registries, test, train
 
     app.add_typer(data.app, name="data")
     options = {"allow_extra_args": True, "ignore_unknown_options": True}
     app.command("train", cls=flags.TrainCommand, context_settings=options)(train.train)
     app.command("test", context_settings=options)(test.test)
+    app.command("evaluate")(evaluate.evaluate)
     app.command("demo")(demo.demo)
     app.command("doctor")(doctor.doctor)
     app.command("export")(export.export)

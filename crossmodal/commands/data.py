@@ -8,7 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
+from .negatives import negatives
+
 app = typer.Typer(no_args_is_help=True, help="Build, convert and check databases of texts and regions.")
+app.command()(negatives)
 
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder to write to.")]
 ConfTh = Annotated[float, typer.Option(help="Use boxes above this confidence; -1: always --num-bb.")]

@@ -57,7 +57,7 @@ def open_subject(
         raise ConfigError("--txt_db and --img_db go together; give both or neither")
     if not checkpoint.exists():
         raise CheckpointError(f"checkpoint {checkpoint} does not exist; check the path")
-    name, config = _described(checkpoint)
+    name, config = described(checkpoint)
     asked = _asked_of_aladin(checkpoint, flags, config) if name == "aladin" else _asked_of_uniter(checkpoint, flags)
     from crossmodal.train.recipe import changed_part
     from crossmodal.train.setup import open_data
@@ -70,17 +70,17 @@ def open_subject(
     return model, corpus, settings | ({"set": list(changes)} if changes else {})
 
 
-def _described(checkpoint: Path) -> tuple[str, dict[str, Any]]:
+def described(checkpoint: Path) -> tuple[str, dict[str, Any]]:
     """The name of a checkpoint's model and, of a folder of ours, its configuration."""
     from crossmodal.model.base import registered
-    from crossmodal.model.checkpoints import find_checkpoint, read_description, read_state
+    from crossmodal.model.checkpoints import find_checkpoint, is_ours, read_description, read_state
 
-    if checkpoint.is_dir():
+    if is_ours(checkpoint):
         return read_description(find_checkpoint(checkpoint))
     keys = [key.removeprefix("module.") for key in read_state(checkpoint)]
     for name, model in registered().items():
-        own = model.layouts.get(name)
-        if own and any(key.startswith(own.marks) for key in keys):
+        own = [model.layouts[name]] if name in model.layouts else list(model.layouts.values())
+        if any(key.startswith(layout.marks) for layout in own for key in keys):
             return name, {}
     return "uniter", {}
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from crossmodal.data.batches import Batch
 from crossmodal.data.corpus import Corpus
-from crossmodal.data.items import TextItem
+from crossmodal.data.items import RegionItem, TextItem
 from crossmodal.model.base import Model, inference
 
 from .plots import draw_attention
@@ -99,6 +99,7 @@ def example_attention(
         item = part.text(caption)
         pieces = model.processor.tokenizer.tokens(model.processor.words(item))[:words]
         region = part.image(part.texts.image_of[caption])
+        assert isinstance(region, RegionItem)
         weights = attention[0, : len(pieces), : len(region)].float().cpu().numpy()
         with Image.open(picture) as opened:
             figure = draw_attention(opened.convert("RGB"), region.boxes[:, :4], pieces, weights)

@@ -34,6 +34,7 @@ _HATCHES = ("", "///", "...", "xxx")
 _INK, _FAINT = "#333333", "#D9D9D9"
 _SMOOTH_FROM = 60  # points from which a running mean is drawn over the raw curve
 _ACROSS = 4  # attention panels side by side
+_AXES = (3, 24)  # rows that a radar is drawn of
 
 Row = Mapping[str, Any]
 Picture = Image.Image | np.ndarray
@@ -108,6 +109,42 @@ def plot_edits(
     ax = figure.add_subplot()
     values = {label: [accuracy.get(k, math.nan) for k in kinds] for label, accuracy in runs.items()}
     _bars(ax, [k.replace("_", "\n") for k in kinds], values, {}, [chance] * len(kinds))
+    _legend(figure, _handles(ax))
+    return figure
+
+
+def plot_suite(runs: Mapping[str, Mapping[str, float]], *, title: str = "") -> Figure:
+    """The rows of a suite: a radar of three rows or more, bars of fewer and of very many.
+
+    runs: label -> row -> share between 0 and 1. A run's line is broken where it has no value.
+    """
+    rows = list(dict.fromkeys(row for of_run in runs.values() for row in of_run))
+    if not _AXES[0] <= len(rows) <= _AXES[1]:
+        figure = _figure(max(4.0, 1.6 * len(rows) + 1), 3.6, title)
+        bars = figure.add_subplot()
+        values = {label: [of_run.get(row, math.nan) for row in rows] for label, of_run in runs.items()}
+        _bars(bars, [row.replace("_", "\n") for row in rows], values, {}, None)
+        _legend(figure, _handles(bars))
+        return figure
+    angles = np.linspace(0, 2 * np.pi, len(rows), endpoint=False)
+    figure = _figure(9.2, 6.4, title)
+    ax: Any = figure.add_subplot(projection="polar")
+    for i, (label, of_run) in enumerate(runs.items()):
+        radii = 100 * np.asarray([of_run.get(row, math.nan) for row in rows])
+        colour, line = COLOURS[i % len(COLOURS)], _LINES[i % len(_LINES)]
+        around, closed = np.append(angles, 2 * np.pi), np.append(radii, radii[0])
+        ax.plot(around, closed, color=colour, linestyle=line, linewidth=1.8, marker="o", markersize=4, label=label)
+    ax.set_theta_zero_location("N")
+    ax.set_theta_direction(-1)
+    ax.set_xticks(angles, [row.replace("_", " ") for row in rows])
+    for label, side in zip(ax.get_xticklabels(), np.sin(angles), strict=True):
+        label.set_horizontalalignment("center" if abs(side) < 0.1 else "left" if side > 0 else "right")
+    ax.set_ylim(0, 100)
+    ax.set_yticks(range(0, 101, 20))
+    ax.set_rlabel_position(180 / len(rows))  # between two rows
+    ax.tick_params(axis="x", pad=4)
+    ax.tick_params(colors=_INK, labelsize=9)
+    ax.grid(color=_FAINT, linewidth=0.7)
     _legend(figure, _handles(ax))
     return figure
 

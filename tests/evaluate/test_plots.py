@@ -18,6 +18,7 @@ from crossmodal.evaluate.plots import (
     plot_curves,
     plot_edits,
     plot_recall,
+    plot_suite,
     png,
     read_metrics,
     save_figure,
@@ -73,6 +74,18 @@ def test_edit_bars_leave_a_gap_for_a_kind_without_value() -> None:
     assert [t.get_text() for t in ax.get_xticklabels()] == ["replaced\nkind", "swapped\ncolours"]
     assert {"90", "50", "80"} == _texts(figure) - {""}
     assert _pixels(figure).std() > 5
+
+
+def test_a_suite_is_a_radar_of_three_rows_or_more_and_bars_of_others() -> None:
+    figure = plot_suite({"ours": {"swap_obj": 0.5, "swap_att": 0.25, "add": 1.0}, "CLIP (published)": {"add": 0.7}})
+    (ax,) = figure.axes
+    assert ax.name == "polar" and [t.get_text() for t in ax.get_xticklabels()] == ["swap obj", "swap att", "add"]
+    assert np.asarray(ax.lines[0].get_ydata()).tolist() == [50, 25, 100, 50]  # closed
+    assert [t.get_text() for t in figure.legends[0].get_texts()] == ["ours", "CLIP (published)"]
+    assert _pixels(figure).std() > 5
+    for rows in (1, 2, 30):
+        (bars,) = plot_suite({"ours": {f"row {i}": 0.5 for i in range(rows)}}).axes
+        assert bars.name != "polar" and len(bars.patches) == rows
 
 
 def test_attention_shows_the_region_that_a_word_looks_at() -> None:
