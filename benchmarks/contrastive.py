@@ -1,28 +1,44 @@
-"""CLIP's and CE-CLIP's losses beside the published formulations, forward and backward.
+"""CLIP's and CE-CLIP's losses beside the published formulations, forward and backward; and what surrounds them.
 
 both products  InfoNCE as published: images with texts and texts with images are two products
 published      CE-CLIP's loss as published: a product for each direction of the first term, one for the intra-modal
                term, and the pairs of the rank term multiplied once more
 ours           the library's losses: each product once
+
+one batch      an update of a CLIP whose batch is encoded at once
+in parts       the same update by gradient caching, in parts of the small batch's size
+width 77       CLIP's text tower over captions padded to the whole context, as published
+like length    the same captions in batches of like length
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from common import Options, Report, Seconds, median, options, peak_memory, ratio, take_turns
 from torch import Tensor
 from torch.nn import functional as F
 
+from crossmodal.data.batches import Batch, Pixels, Texts
 from crossmodal.losses.ce_clip import CeClip
 from crossmodal.losses.contrastive import clip_info_nce
 from crossmodal.losses.registry import Items, Scalar
+from crossmodal.model.clip import Clip
+from crossmodal.model.clip_text import ClipText
+from crossmodal.train.engine import Engine
+from crossmodal.train.objectives import build_objectives
+from crossmodal.train.optim import build_optimizer, parameter_groups
+from crossmodal.train.recipe import parse_recipe
 
 TYPES = 4
 CMR, IMC = 0.2, 0.2
+CONTEXT = 77
+VOCABULARY = 49408
 
 
 @dataclass(frozen=True)
@@ -33,10 +49,19 @@ class Sizes:
     clip: int  # batch of InfoNCE
     ce_clip: int  # batch of CE-CLIP's loss
     rounds: int
+    batch: int  # of an update by gradient caching
+    part: int
+    captions: int
+    tower: dict[str, Any]  # the text tower's
+    model: dict[str, Any]  # the whole CLIP's
 
 
-FULL = Sizes(512, 1024, 256, 9)
-QUICK = Sizes(16, 8, 4, 2)
+B32_TEXT = {"width": 512, "heads": 8, "layers": 12, "embed_dim": 512}
+SMALL = {"embed_dim": 64, "width": 128, "heads": 4, "layers": 4, "image_size": 64, "patch_size": 16,
+         "vision_width": 128, "vision_heads": 4, "vision_layers": 4, "vocab_size": 1000}  # fmt: skip
+TINY = {**SMALL, "width": 8, "heads": 1, "layers": 1, "vision_width": 8, "vision_heads": 1, "vision_layers": 1}
+FULL = Sizes(512, 1024, 256, 9, 1024, 128, 96, B32_TEXT, SMALL)
+QUICK = Sizes(16, 8, 4, 2, 8, 4, 6, {"width": 8, "heads": 1, "layers": 1, "embed_dim": 8}, TINY)
 
 
 def unit(rows: int, width: int, seed: int) -> Tensor:
@@ -108,13 +133,89 @@ def ce_clip(report: Report, size: Sizes) -> None:
     report.add(f"published / ours: {name}", "", "", ratio=ratio(seconds, "published", "ours"), target=1.0)
 
 
+def captions(count: int, vocabulary: int) -> Texts:
+    """Of lengths as COCO's have, the two special tokens included, padded to the whole context with zeros."""
+    draw = torch.Generator().manual_seed(7)
+    lengths = (12.5 + 2.5 * torch.randn(count, generator=draw)).round().long().clamp(8, 30)
+    ids = torch.randint(1, vocabulary - 2, (count, CONTEXT), generator=draw)
+    ids[torch.arange(CONTEXT) >= lengths[:, None]] = 0
+    ids[:, 0] = vocabulary - 2
+    ids[torch.arange(count), lengths - 1] = vocabulary - 1
+    return Texts(ids, lengths)
+
+
+def engine_of(model: Clip) -> Engine:
+    recipe = parse_recipe({
+        "steps": 1000, "model": {"use": "clip"}, "data": {"train": {"texts": "none", "images": "none"}},
+        "streams": [{"data": {"use": "train", "draw": "matched"}, "losses": [{"use": "clip_info_nce"}]}],
+        "optimizer": {"use": "adamw", "lr": 1e-5, "warmup": 0, "schedule": "constant"},
+    })  # fmt: skip
+    objectives, _ = build_objectives(recipe, model)
+    optimizer = build_optimizer("adamw", parameter_groups(model, weight_decay=0.1), learning_rate=1e-5)
+    return Engine(model, objectives, optimizer, recipe.optimizer, steps=recipe.steps)
+
+
+def gradient_caching(report: Report, size: Sizes) -> None:
+    torch.manual_seed(0)
+    model = Clip(size.model).train()
+    pictures = torch.randn(size.batch, 3, *model.config.image_size)
+    texts = captions(size.batch, model.config.vocab_size)
+
+    def batch(start: int, stop: int) -> Batch:
+        rows = torch.arange(start, stop)
+        return Batch({"text": ("text", texts.select(rows)), "image": ("image", Pixels(pictures[rows]))})
+
+    whole = [[batch(0, size.batch)]]
+    parts = [[batch(i, i + size.part) for i in range(0, size.batch, size.part)]]
+    logged: list[dict[str, Any]] = [engine_of(deepcopy(model)).update(0, batches) for batches in (whole, parts)]
+    for name in ("loss", "grad_norm"):
+        torch.testing.assert_close(logged[0][name], logged[1][name], rtol=1e-4, atol=1e-5)
+    engine = engine_of(model)
+    cases = {"one batch": partial(engine.update, 0, whole), "in parts": partial(engine.update, 0, parts)}
+    seconds = take_turns(cases, max(2, size.rounds // 3))
+    memory = {case: peak_memory(run) for case, run in cases.items()}
+    small = peak_memory(partial(engine.update, 0, [[batch(0, size.part)]]))
+    name = f"an update of batch {size.batch}"
+    for case in cases:
+        report.add(f"{case}: {name}", f"{1000 * median(seconds, case):.0f}", f"{memory[case]:.0f}")
+    report.add(f"one batch: an update of batch {size.part}", "", f"{small:.0f}")
+    report.add(f"one batch / in parts: {name}", "", "", ratio=ratio(seconds, "one batch", "in parts"), target=1 / 1.5)
+    # Whatever the parts, the scores of the whole batch stay, three matrices and their gradients.
+    share = max(small, 1.0) / max(memory["in parts"], 1.0)
+    report.add(f"memory, batch {size.part} at once / in parts: {name}", "", "", ratio=share, target=0.7)
+
+
+def text_tower(report: Report, size: Sizes) -> None:
+    torch.manual_seed(0)
+    tower = ClipText(vocab_size=VOCABULARY, context=CONTEXT, **size.tower).eval()
+    texts = captions(size.captions, VOCABULARY)
+    order = texts.lengths.argsort()
+
+    @torch.no_grad()
+    def padded() -> Tensor:
+        rows = torch.arange(size.captions).split(16)
+        return torch.cat([tower(Texts(texts.input_ids[r], torch.full((len(r),), CONTEXT)))[0] for r in rows])
+
+    @torch.no_grad()
+    def sorted_by_length() -> Tensor:
+        found = torch.cat([tower(texts.select(rows))[0] for rows in order.split(16)])
+        return torch.empty_like(found).index_copy_(0, order, found)
+
+    a, b = (F.normalize(run(), dim=1) for run in (padded, sorted_by_length))
+    torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+    cases: dict[str, Callable[[], object]] = {"width 77": padded, "like length": sorted_by_length}
+    name = f"text tower, {size.captions} captions"
+    seconds = measure(report, name, cases, max(2, size.rounds // 3))
+    report.add(f"width 77 / like length: {name}", "", "", ratio=ratio(seconds, "width 77", "like length"), target=4.0)
+
+
 def main(given: Options) -> None:
     size = QUICK if given.quick else FULL
-    report = Report(
-        f"contrastive losses, {size.width} numbers a vector; forward and backward; float32", ["ms", "peak MB"]
-    )
+    report = Report(f"contrastive losses, {size.width} numbers a vector; float32", ["ms", "peak MB"])
     info_nce(report, size)
     ce_clip(report, size)
+    gradient_caching(report, size)
+    text_tower(report, size)
     report.print(given)
 
 

@@ -1,41 +1,42 @@
-"""Captions joined with the regions of their images, over one or several databases."""
+"""Captions joined with the regions or the pictures of their images, over one or several databases."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from crossmodal.data.batches import Items
 from crossmodal.data.items import RegionItem, TextItem
+from crossmodal.data.picture_sources import ImageSource, PictureFolder, PictureItem, is_picture_folder
 from crossmodal.errors import DataError
 
 if TYPE_CHECKING:
     from crossmodal.data.processors import Processor
-    from crossmodal.data.regions import RegionDB
     from crossmodal.data.texts import TextSource
 
 
 @dataclass(frozen=True)
 class Part:
-    """One text database and the regions of its images.
+    """One source of captions and the regions, or the pictures, of its images.
 
-    Raises DataError where an image has no regions, and where `max_len` leaves no caption.
+    Raises DataError where an image has none, and where `max_len` leaves no caption.
     """
 
     texts: TextSource
-    regions: RegionDB
+    regions: ImageSource
 
     def __post_init__(self) -> None:
         missing = [image for image in self.texts.images if image not in self.regions]
         if missing:
             raise DataError(
                 f"{len(missing)} of {len(self.texts.images)} images named by the captions in {self.texts.path} have no "
-                f"{self.regions.content} in {self.regions.path} (first: {', '.join(missing[:3])}); run "
-                "`crossmodal data check` on the two databases"
+                f"{self.regions.content} in {self.regions.path} (first: {', '.join(missing[:3])}); "
+                f"{self.regions.advice}"
             )
         if not len(self.texts):
             shortest = min(self.texts.lengths.values(), default=None)
@@ -54,7 +55,7 @@ class Part:
             )
         return item
 
-    def image(self, key: str) -> RegionItem:
+    def image(self, key: str) -> RegionItem | PictureItem:
         return self.regions[key]
 
 
@@ -69,7 +70,7 @@ class Corpus:
         return len(self.anchors)
 
     def lengths(self) -> list[int]:
-        """Word pieces plus regions of every anchor: what the token-bucket sampler balances."""
+        """Word pieces plus regions of every anchor (a picture is one): what the token-bucket sampler balances."""
         out = []
         for p, caption in self.anchors:
             texts, regions = self.parts[p].texts, self.parts[p].regions
@@ -114,18 +115,17 @@ def open_corpus(
     compressed: bool | None = None,
     detections: str | None = None,
     published_merge: bool = False,
-    image_keys: str | None = None,
-    captions_per_image: int | None = None,
+    **captions: Any,
 ) -> Corpus:
-    """Open text databases and the region database of each (one for all, or one each).
+    """Open sources of captions and the images of each (one for all, or one each).
 
+    images: region databases, folders of pictures, or tars (`open_images`); the options of boxes are for the first.
     detections: of a VinVL folder: ``fast`` (its own), ``det``, ``det_padded``, ``det+fast`` or ``det+fast_labels``
     (`regions.open_regions`); a merge is over the images of the captions. published_merge: with ALADIN-2.0's mistakes.
-    image_keys, captions_per_image: of VinVL's caption files (`texts.open_texts`).
+    captions: further options of `texts.open_texts`.
     Raises DataError where the numbers of databases do not fit or images are missing, ConfigError for options that
     do not.
     """
-    from crossmodal.data.regions import open_regions
     from crossmodal.data.texts import open_texts
 
     if len(images) not in (1, len(texts)):
@@ -133,7 +133,7 @@ def open_corpus(
             f"{len(texts)} text databases go with {len(images)} region databases; give one for all or one for each"
         )
     opened = [
-        open_regions(
+        open_images(
             path,
             conf_th=conf_th,
             max_bb=max_bb,
@@ -147,5 +147,28 @@ def open_corpus(
     ]
     if len(opened) == 1:
         opened *= len(texts)
-    sources = [open_texts(p, max_text, image_keys=image_keys, captions_per_image=captions_per_image) for p in texts]
+    sources = [open_texts(path, max_text, **captions) for path in texts]
     return Corpus([Part(source, db.over(source.images)) for source, db in zip(sources, opened, strict=True)])
+
+
+def open_images(path: str, **options: Any) -> ImageSource:
+    """A folder of pictures, tars of them, or a region database, with the options of `regions.open_regions`.
+
+    A folder that holds a database of regions is taken for that, whatever else is in it.
+    """
+    from crossmodal.data.regions import open_regions
+    from crossmodal.data.tars import TarPictures, is_tars
+
+    folder = Path(path)
+    if is_tars(folder):
+        return TarPictures(folder)
+    if not _holds_regions(folder) and is_picture_folder(folder):
+        return PictureFolder(folder)
+    return open_regions(path, **options)
+
+
+def _holds_regions(folder: Path) -> bool:
+    from crossmodal.data.vinvl_regions import is_vinvl
+
+    files = (file for pattern in ("data.mdb", "*/data.mdb", "*.npz") for file in folder.glob(pattern))
+    return is_vinvl(folder) or next(files, None) is not None

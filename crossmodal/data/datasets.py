@@ -1,86 +1,29 @@
-"""Training datasets: batches of anchors with what each objective pairs them with.
-
-A batch is a pure function of (seed, stream, epoch, anchors): negatives are drawn by a generator keyed on the
-anchor, from all captions or images of the anchor's database, whatever the number of ranks.
-"""
+"""Training datasets: batches of anchors with what each objective pairs them with, and the names of all of them."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, Protocol
+from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from crossmodal.data.batches import Batch, Items, Texts
+from crossmodal.data.anchored import Anchored, Dataset, Key, Matched
+from crossmodal.data.batches import Batch, Texts
 from crossmodal.data.corpus import Corpus
+from crossmodal.data.negative_pairs import HardImages, MatchedNegatives
 from crossmodal.data.processors import Processor, UniterProcessor
-from crossmodal.data.samplers import keyed_random, negatives, stable_hash
+from crossmodal.data.samplers import keyed_random
 from crossmodal.errors import ConfigError
 
-Key = tuple[int, str]
+__all__ = [
+    "DATASETS", "Dataset", "HardImages", "MaskedWords", "Matched", "MatchedNegatives", "Pools", "Triples",
+    "hide_words", "last_text_offset",
+]  # fmt: skip
 
 
-class Dataset(Protocol):
-    """`adds` names the fields that its batches carry beside the roles."""
-
-    adds: frozenset[str]
-
-    def __len__(self) -> int: ...
-
-    def batch(self, anchors: Sequence[int], epoch: int) -> Batch: ...
-
-    def id_of(self, anchor: int) -> str: ...
-
-
-class _Anchored:
-    """What the datasets share: a corpus of anchors, and draws keyed on the anchor."""
-
-    def __init__(self, corpus: Corpus, processor: Processor, *, seed: int = 0, stream: str = "0") -> None:
-        self.corpus, self.processor, self.seed, self.stream = corpus, processor, seed, stream
-
-    def __len__(self) -> int:
-        return len(self.corpus)
-
-    def id_of(self, anchor: int) -> str:
-        """The caption's id."""
-        return self.corpus.anchors[anchor][1]
-
-    def key(self, epoch: int, anchor: int) -> tuple[Any, ...]:
-        part, caption = self.corpus.anchors[anchor]
-        return (self.seed, self.stream, epoch, part, caption)
-
-    def negative_images(self, anchor: int, count: int, key: tuple[Any, ...]) -> list[Key]:
-        part, caption = self.corpus.anchors[anchor]
-        texts = self.corpus.parts[part].texts
-        truth = frozenset([texts.image_of[caption]])
-        return [(part, image) for image in negatives(texts.images, count, truth, (*key, "images"))]
-
-    def negative_texts(self, anchor: int, count: int, key: tuple[Any, ...]) -> list[Key]:
-        part, caption = self.corpus.anchors[anchor]
-        texts = self.corpus.parts[part].texts
-        truth = frozenset(texts.texts_of[texts.image_of[caption]])
-        return [(part, text) for text in negatives(texts.ids, count, truth, (*key, "texts"))]
-
-    def positive(self, anchor: int) -> tuple[Key, Key]:
-        part, caption = self.corpus.anchors[anchor]
-        return (part, caption), (part, self.corpus.parts[part].texts.image_of[caption])
-
-    def collate(self, pairs: Sequence[tuple[Key, Key]], group: int) -> Batch:
-        """Pairs of (caption, image) keys -> a batch that holds each item once."""
-        columns, ids, roles = [], {}, {}
-        for column, role in enumerate(("text", "image")):
-            keys = list(dict.fromkeys(pair[column] for pair in pairs))
-            row = {key: i for i, key in enumerate(keys)}
-            columns.append(torch.tensor([row[pair[column]] for pair in pairs]))
-            roles[role] = (role, next(self.corpus.batches(role, keys, self.processor, len(keys))))
-            ids[role] = [key for _, key in keys]
-        extras = {"matched": (torch.arange(group) == 0).long().expand(len(pairs) // group, -1)}
-        return Batch(roles, torch.stack(columns, dim=1), group, ids, extras)
-
-
-class Pools(_Anchored):
+class Pools(Anchored):
     """Hard-negative pools (UNITER, spec section 5): a matched pair, then `pool - 1` random wrong ones.
 
     anchor `text`: a caption with other images; `image`: its image with captions that do not describe it.
@@ -142,7 +85,7 @@ def last_text_offset(batch: Batch) -> Tensor:
     return torch.where(in_pair, index, -1)
 
 
-class Triples(_Anchored):
+class Triples(Anchored):
     """Plain ranking groups (UNITER, spec section 4): the matched pair, `negatives` random images, as many texts."""
 
     adds = frozenset({"matched"})
@@ -170,7 +113,7 @@ class Triples(_Anchored):
         return self.collate(pairs, 1 + 2 * self.negatives)
 
 
-class MaskedWords(_Anchored):
+class MaskedWords(Anchored):
     """Matched pairs with hidden words (spec section 8): of `probability` of the word pieces, 80% become
     [MASK], 10% a random word, 10% stay; at least one a caption.
 
@@ -210,40 +153,6 @@ class MaskedWords(_Anchored):
         return Batch(roles, batch.pairs, 1, batch.ids, extras)
 
 
-class Matched(_Anchored):
-    """Matched pairs for losses over the global batch: text i goes with image i, and with no other (ALADIN, spec
-    section 6). Two captions of one image may meet in a batch.
-
-    Adds `image_ids` (B,) int64, equal where two images are the same. `teachers` name processors that make the same
-    items for other models.
-    """
-
-    adds = frozenset({"image_ids"})
-
-    def __init__(
-        self,
-        corpus: Corpus,
-        processor: Processor,
-        *,
-        teachers: Mapping[str, Processor] | None = None,
-        seed: int = 0,
-        stream: str = "0",
-    ) -> None:
-        super().__init__(corpus, processor, seed=seed, stream=stream)
-        self.teachers = dict(teachers or {})
-
-    def batch(self, anchors: Sequence[int], epoch: int) -> Batch:
-        pairs = [self.positive(anchor) for anchor in anchors]
-        keys = {role: [pair[column] for pair in pairs] for column, role in enumerate(("text", "image"))}
-        ids = {role: [key for _, key in of_role] for role, of_role in keys.items()}
-        images = torch.tensor([stable_hash(key) >> 1 for key in keys["image"]])  # of 63 bits
-        teachers = {name: self._roles(keys, processor) for name, processor in self.teachers.items()}
-        return Batch(self._roles(keys, self.processor), ids=ids, extras={"image_ids": images}, teachers=teachers)
-
-    def _roles(self, keys: Mapping[str, Sequence[Key]], processor: Processor) -> dict[str, tuple[str, Items]]:
-        return {role: (role, next(self.corpus.batches(role, of, processor, len(of)))) for role, of in keys.items()}
-
-
 def hide_words(
     ids: Tensor,
     masked: Tensor,
@@ -271,4 +180,6 @@ DATASETS: dict[str, Callable[..., Dataset]] = {
     "triples": Triples,
     "masked_words": MaskedWords,
     "matched": Matched,
+    "matched_negatives": MatchedNegatives,
+    "hard_images": HardImages,
 }

@@ -62,11 +62,12 @@ class RegionDB(ABC):
     ``.npz``, as UNITER's text databases name them; a lookup without the ending finds them too.
 
     chosen: whether its boxes are used as they come, none being left out for its confidence.
-    content: what an image that it lacks would need, in words.
+    content: what an image that it lacks would need, in words. advice: what to do about such images.
     """
 
     chosen: ClassVar[bool] = False
     content: ClassVar[str] = "regions"
+    advice: ClassVar[str] = "run `crossmodal data check` on the two databases"
 
     def __init__(self, path: Path, rule: BoxRule) -> None:
         self.path = path

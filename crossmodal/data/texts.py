@@ -72,20 +72,46 @@ def open_texts(
     *,
     image_keys: str | os.PathLike[str] | None = None,
     captions_per_image: int | None = None,
+    **options: Any,
 ) -> TextSource:
-    """A text database, or the captions of VinVL's in a file such as ``test_captions.pt`` (`vinvl_texts.VinvlTexts`).
+    """A text database; captions as they are published, in files (`caption_tables.open_captions`) or tars
+    (`tars.TarTexts`); or those of VinVL's in a file such as ``test_captions.pt`` (`vinvl_texts.VinvlTexts`).
 
-    image_keys, captions_per_image: of such a file: a key file that chooses images and their order, and how many
-    captions an image has. Raises ConfigError where they are given for a text database.
+    image_keys: of VinVL's file: a key file that chooses images and their order. captions_per_image: how many captions
+    an image has, but in a text database. options: `split` and those of tables, as `caption_tables.open_captions` takes
+    them. Raises ConfigError where an option is given that is not for this source.
     """
-    if Path(path).is_file() or Path(path).suffix == ".pt":
+    from crossmodal.data.caption_tables import FILES, is_records_folder, open_captions
+    from crossmodal.data.tars import TarTexts, is_tars
+
+    path = Path(path)
+    if is_tars(path):
+        _refuse({"image_keys": image_keys, **options}, path, "tars")
+        return TarTexts(path, max_len, captions_per_image=captions_per_image)
+    if path.suffix.lower() in FILES or is_records_folder(path):
+        _refuse({"image_keys": image_keys}, path, "a file of captions")
+        return open_captions(path, max_len, captions_per_image=captions_per_image, **options)
+    if path.is_file() or path.suffix == ".pt":
         from crossmodal.data.vinvl_texts import VinvlTexts
 
+        _refuse(options, path, "VinVL's caption file")
         return VinvlTexts(path, max_len, image_keys, captions_per_image)
-    for name, value in (("image_keys", image_keys), ("captions_per_image", captions_per_image)):
-        if value is not None:
-            raise ConfigError(f"{name} is for VinVL's caption files, and {path} is a text database; leave it out")
+    _refuse({"image_keys": image_keys, "captions_per_image": captions_per_image, **options}, path, "a text database")
     return TextDB(path, max_len)
+
+
+_MEANT_FOR = {
+    "image_keys": "VinVL's caption files",
+    "captions_per_image": "files of captions",
+    "split": "Karpathy's JSON",
+}
+
+
+def _refuse(options: Mapping[str, Any], path: Path, what: str) -> None:
+    for name, value in options.items():
+        if value is not None:
+            meant = _MEANT_FOR.get(name, "tables of captions")
+            raise ConfigError(f"{name} is for {meant}, and {path} is {what}; leave it out")
 
 
 class TextDB:

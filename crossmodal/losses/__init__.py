@@ -13,10 +13,11 @@ from . import (
     transport,
     triplet,
 )
-from .registry import build, get, names, register, signature
+from .registry import WrongFields, build, get, names, register, signature
 from .state import StatefulLoss
 
 __all__ = [
-    "StatefulLoss", "build", "ce_clip", "contrastive", "cross_modal_rank", "distillation", "get", "hard_negatives",
+    "StatefulLoss", "WrongFields", "build", "ce_clip", "contrastive", "cross_modal_rank", "distillation", "get",
+    "hard_negatives",
     "iais", "names", "pretraining", "ranking", "register", "signature", "token_sets", "transport", "triplet",
 ]  # fmt: skip

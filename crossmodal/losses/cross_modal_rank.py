@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .hard_negatives import own_scores, wrong_scores
-from .registry import Items, Scalar, full_precision, mean_or_zero, register
+from .registry import Items, Scalar, WrongFields, full_precision, mean_or_zero, register
 from .state import StatefulLoss
 
 Rule = Literal["mean", "max", "fixed"]
@@ -58,7 +58,7 @@ class CrossModalRank(StatefulLoss):
         logit_scale: Scalar,
     ) -> Tensor:
         """image_embeds, text_embeds: (B,E); negative_text_embeds: (B*K,E), item after item, all unit vectors;
-        negative_mask: (B,K); logit_scale: (), the factor itself. Raises ValueError where K is not `types`.
+        negative_mask: (B,K); logit_scale: (), the factor itself. Raises WrongFields where K is not `types`.
         """
         images, texts, negatives, scale = full_precision(image_embeds, text_embeds, negative_text_embeds, logit_scale)
         wrong = wrong_scores(images, negatives, scale, negative_mask.shape[1])
@@ -67,7 +67,7 @@ class CrossModalRank(StatefulLoss):
     def of_scores(self, own: Tensor, wrong: Tensor, mask: Tensor) -> Tensor:
         """The loss of p (B,), h (B,K) and m (B,K)."""
         if mask.shape[1:] != self.thresholds.shape:
-            raise ValueError(
+            raise WrongFields(
                 f"negative_mask has {tuple(mask.shape[1:])} types, the loss {len(self.thresholds)}; set types"
             )
         valid, thresholds = mask > 0, self.thresholds.to(own.dtype)

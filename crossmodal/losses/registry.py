@@ -22,6 +22,11 @@ Groups = NewType("Groups", Tensor)
 Scalar = NewType("Scalar", Tensor)
 """A parameter or scalar, the same on all ranks."""
 
+
+class WrongFields(ValueError):
+    """A field has not the shape that a loss's options say: its message ends with what to change."""
+
+
 _KINDS = {"Items": "items", "Scores": "scores", "Groups": "groups", "Scalar": "scalar"}
 _LOSSES: dict[str, Any] = {}
 L = TypeVar("L", bound=Callable[..., Any])

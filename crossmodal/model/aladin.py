@@ -37,6 +37,7 @@ FIELDS = {
     "image_lengths": "(B,) regions of each image",
     "text_embeds": "(B,E) unit vector of each caption",
     "image_embeds": "(B,E) unit vector of each image",
+    "negative_text_embeds": "(B*K,E) unit vector of each wrong caption",
     "text_hidden": "(N,) L1 norm of each token's states, mean over layers",
     "image_hidden": "(N,) L1 norm of each region's states, mean over layers",
     "alignment_scores": "(texts, images) of the alignment head, word by region",

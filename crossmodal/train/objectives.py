@@ -53,10 +53,24 @@ class Value(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Fed:
+    """What a model gives of batches with some roles: its item fields are named after the roles."""
+
+    name: str
+    fields: Mapping[str, Field]
+
+    @staticmethod
+    def of(model: Giver, roles: Set[str]) -> Fed:
+        fitting = {k: v for k, v in model.fields.items() if v.kind != "items" or k.rpartition("_")[0] in roles}
+        return Fed(model.name, fitting)
+
+
+@dataclass(frozen=True)
 class Term:
     """One loss of a stream: `call` takes the fields in `reads`, each with its kind, in their order.
 
     counts: whether it gives its own count of units. learned: what weighs it, where its weight is learned.
+    constants: the places among what `call` takes that the recipe fills with a number, in their order, and the numbers.
     """
 
     tag: str
@@ -65,6 +79,7 @@ class Term:
     weight: Weight
     counts: bool
     learned: LearnedWeight | None = None
+    constants: tuple[tuple[int, float], ...] = ()
 
     @property
     def whole(self) -> bool:
@@ -77,7 +92,13 @@ class Term:
         return [module for module in (self.call, self.learned) if isinstance(module, nn.Module)]
 
     def __call__(self, fields: Mapping[str, Tensor]) -> Value:
-        given = self.call(*(fields[name] for name, _ in self.reads))
+        read = [fields[name] for name, _ in self.reads]
+        for place, number in self.constants:
+            read.insert(place, torch.tensor(number, device=read[0].device))
+        try:
+            given = self.call(*read)
+        except losses.WrongFields as error:
+            raise ConfigError(f"the loss {self.tag} cannot be computed: {error}") from None
         value, units = given if isinstance(given, tuple) else (given, None)
         return Value(self.learned(value) if self.learned else value, float(value.detach()), units)
 
@@ -164,9 +185,11 @@ def _objective(
     stream: StreamSpec, name: str, where: str, model: Giver, taught: Set[str], wrong: list[str]
 ) -> Objective:
     added: set[str] = set()
+    given = model
     dataset = _named(DATASETS, stream.data.draw, f"{where}.data.draw", "dataset", wrong)
     if dataset is not None:
         _checked_options(dataset, stream.data.options, f"{where}.data", wrong, exclude=("seed", "stream", "teachers"))
+        given = Fed.of(model, dataset.roles)
         added |= dataset.adds | (taught if "teachers" in _options(dataset) else set())
     miner = None
     if stream.miner is not None:
@@ -178,11 +201,11 @@ def _objective(
     terms = [
         term
         for i, spec in enumerate(stream.losses)
-        if (term := _term(spec, name, f"{where}.losses.{i}", model, added, wrong)) is not None
+        if (term := _term(spec, name, f"{where}.losses.{i}", given, added, wrong)) is not None
     ]
     if terms and all(term.weight.from_epoch > 0 for term in terms):
         wrong.append(f"{where}.losses: all of them begin after epoch 0; let one have weight.from_epoch 0")
-    return Objective(name, tuple(terms), miner, frozenset(model.fields))
+    return Objective(name, tuple(terms), miner, frozenset(given.fields))
 
 
 def _term(spec: LossSpec, stream: str, where: str, model: Giver, added: set[str], wrong: list[str]) -> Term | None:
@@ -192,7 +215,9 @@ def _term(spec: LossSpec, stream: str, where: str, model: Giver, added: set[str]
     signature = losses.signature(spec.use)
     mapping = {k: v for k, v in spec.options.items() if k in signature.fields}
     options = {k: v for k, v in spec.options.items() if k not in signature.fields}
-    reads = tuple((mapping.get(name, name), kind) for name, kind in signature.fields.items())
+    numbers = {k for k, v in mapping.items() if signature.fields[k] == "scalar" and isinstance(v, (int, float))}
+    constants = tuple((i, float(mapping[name])) for i, name in enumerate(signature.fields) if name in numbers)
+    reads = tuple((mapping.get(name, name), kind) for name, kind in signature.fields.items() if name not in numbers)
     missing = [name for name, _ in reads if name not in model.fields and name not in added]
     for name in missing:
         givers = [m for m, cls in registered().items() if name in cls.all_fields]
@@ -204,9 +229,13 @@ def _term(spec: LossSpec, stream: str, where: str, model: Giver, added: set[str]
     checked = _checked_options(losses.get(spec.use), options, where, wrong, also=[*signature.fields, "weight", "tag"])
     if missing or checked is None:
         return None
-    call = losses.build(spec.use, **checked)
+    try:
+        call = losses.build(spec.use, **checked)
+    except ValueError as error:  # options that do not go together
+        wrong.append(f"{where}: {error}")
+        return None
     learned = LearnedWeight() if spec.weight.learned else None
-    return Term(spec.tag or f"{stream}/{spec.use}", reads, call, spec.weight, signature.counts, learned)
+    return Term(spec.tag or f"{stream}/{spec.use}", reads, call, spec.weight, signature.counts, learned, constants)
 
 
 def feedable(model: Giver, added: Iterable[str] = ("matched",)) -> list[str]:

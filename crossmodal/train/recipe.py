@@ -105,7 +105,10 @@ class Weight(Strict):
 
 
 class LossSpec(Open):
-    """A registered loss; other keys are its options, or `field: other_name` to feed a field under another name."""
+    """A registered loss; other keys are its options, or `field: other_name` to feed a field under another name.
+
+    A scalar field, such as `logit_scale`, may be a number instead, where the model has none: it is not learnt then.
+    """
 
     use: str
     weight: Weight = Weight()
@@ -134,17 +137,21 @@ class OptimizerSpec(Strict):
     use: Literal["published_adamw", "adamw", "adam", "adamax"] = "published_adamw"
     lr: float = Field(5e-5, gt=0)
     betas: tuple[float, float] = (0.9, 0.98)
+    eps: float | None = Field(None, gt=0, description="the optimizer's own where it is left out")
     weight_decay: float = Field(0.01, ge=0)
     no_decay: list[str] = ["bias", "LayerNorm.bias", "LayerNorm.weight"]
     layer_decay: float = Field(1.0, gt=0, le=1, description="learning rates fall by this from layer to layer, from the "
                                "end of a tower to its beginning")  # fmt: skip
     clip: float = Field(2.0, description="largest global gradient norm; -1 for none")
     warmup: int = Field(500, ge=0, description="updates of linear warm-up")
-    schedule: Literal["linear", "step", "constant"] = Field(
-        "linear", description="after warm-up: linear to 0 at the last update; times `gamma` every `step_epochs`; or as "
-        "it is")  # fmt: skip
+    schedule: Literal["linear", "cosine", "step", "constant"] = Field(
+        "linear", description="after warm-up: linear to 0 at the last update; a half cosine to 0 there; times `gamma` "
+        "every `step_epochs`; or as it is, until `cooldown`")  # fmt: skip
     step_epochs: int = Field(15, ge=1)
     gamma: float = Field(0.1, gt=0, le=1)
+    cooldown: int = Field(0, ge=0, description="constant: so many last updates, over which the rate falls to `end_lr`")
+    cooldown_power: float = Field(1.0, gt=0, description="1 falls in a straight line, 2 in a parabola")
+    end_lr: float = Field(0.0, ge=0)
 
 
 class ValidateSpec(Strict):

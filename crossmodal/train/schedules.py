@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import cos, pi
 from typing import TYPE_CHECKING
 
 import torch
@@ -41,12 +42,22 @@ def rate_at(step: int, options: OptimizerSpec, total: int, epoch: int) -> float:
     """The learning rate of update `step` = 1, 2, ... of `total`, which is made in `epoch` = 0, 1, ...
 
     After `warmup` updates of a linear rise, `step` multiplies it by `gamma` every `step_epochs` epochs (ALADIN, spec
-    section 6).
+    section 6); `cosine` and `constant` with a `cooldown` are OpenCLIP's (CE-CLIP, spec section 5.1).
     """
     if options.schedule == "linear":
         return learning_rate(step, options.lr, options.warmup, total)
-    falling = options.gamma ** (epoch // options.step_epochs) if options.schedule == "step" else 1.0
-    return options.lr * falling * min(1.0, step / max(1, options.warmup))
+    rising = min(1.0, step / max(1, options.warmup))
+    if options.schedule == "step":
+        return options.lr * options.gamma ** (epoch // options.step_epochs) * rising
+    done = step - 1  # updates before this one
+    if done < options.warmup:
+        return options.lr * rising
+    if options.schedule == "cosine":
+        return options.lr * (1 + cos(pi * (done - options.warmup) / (total - options.warmup))) / 2
+    left = total - done
+    if left > options.cooldown:
+        return options.lr
+    return (options.lr - options.end_lr) * (left / options.cooldown) ** options.cooldown_power + options.end_lr
 
 
 # Progress (completed updates / all updates) -> weight. Not clamped: progress above 1 goes on growing.

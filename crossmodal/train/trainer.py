@@ -91,8 +91,9 @@ class Trainer:
         if len(modules):
             groups.append({"params": list(modules.parameters()), "weight_decay": 0.0})
         optimizer = build_optimizer(
-            recipe.optimizer.use, groups, learning_rate=recipe.optimizer.lr, betas=recipe.optimizer.betas
-        )
+            recipe.optimizer.use, groups, learning_rate=recipe.optimizer.lr, betas=recipe.optimizer.betas,
+            eps=recipe.optimizer.eps,
+        )  # fmt: skip
         self.engine = Engine(
             self.model, self.objectives, optimizer, recipe.optimizer, steps=self.steps,
             precision=recipe.precision, ranks=self.ranks, modules=modules, distributed=recipe.distributed,
@@ -262,7 +263,8 @@ class Trainer:
 
     def _restore(self, folder: Path, state: checkpoints.State) -> None:
         groups = self.engine.optimizer.param_groups
-        options = [{k: group[k] for k in ("betas", "weight_decay")} for group in groups]  # the recipe's, not the saved
+        kept = ("betas", "eps", "weight_decay")
+        options = [{k: group[k] for k in kept} for group in groups]  # the recipe's, not the saved
         try:
             self.engine.gradients.load(state["optimizer"])
             for group, own in zip(self.engine.optimizer.param_groups, options, strict=True):

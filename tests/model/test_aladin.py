@@ -170,7 +170,8 @@ def test_fields_are_the_encoded_items() -> None:
     found = model()
     names = {name for name, field in found.fields.items() if field.kind == "items"}
     assert names == FIELDS.keys() - {"alignment_scores", "matching_scores"}
-    given_fields = found(BATCH, names)
+    given_fields = found(replace(BATCH, roles={**BATCH.roles, "negative_text": ("text", TEXTS)}), names)
+    assert given_fields["negative_text_embeds"].equal(given_fields["text_embeds"])
     for role, items in (("text", TEXTS), ("image", REGIONS)):
         encoded = found.encode(role, items)
         torch.testing.assert_close(given_fields[f"{role}_tokens"], encoded.rows["tokens"])

@@ -13,9 +13,8 @@ from crossmodal.losses.contrastive import clip_info_nce, scaled_products, sigmoi
 from crossmodal.losses.cross_modal_rank import new_thresholds
 from crossmodal.losses.hard_negatives import hard_negative_itc, intra_modal_contrastive, negclip, wrong_scores
 
+from .ce_clip_ranks import TYPES, options_of
 from .harness import Case, kind
-
-TYPES = 4
 
 
 def leaf(case: Case, name: str) -> Tensor:
@@ -99,21 +98,9 @@ def loss_imc_forms(case: Case) -> None:
 
 @kind("ce_clip", "loss_da")
 def loss_da(case: Case) -> None:
-    config = case.config
-    rule, fixed = config["threshold_type"], config["fixed_threshold"]
-    options = {} if fixed is None else {"fixed_threshold": fixed}
-    loss = CeClip(
-        cmr_weight=config["cmr_weight"] if config["cmr_loss"] else 0.0,
-        imc_weight=config["imc_weight"] if config["imc_loss"] else 0.0,
-        hard_negatives=config["hardnegative"],
-        form=config["imc_form"],
-        threshold=rule,
-        upper_bound=config["upper_bound"],
-        types=TYPES,
-        **options,
-    ).to(case.tensor("step0/image_features").dtype)
-    for step in range(config["steps"]):
-        _step(case, loss, step, rule)
+    loss = CeClip(**options_of(case.config)).to(case.tensor("step0/image_features").dtype)
+    for step in range(case.config["steps"]):
+        _step(case, loss, step, case.config["threshold_type"])
 
 
 def _step(case: Case, loss: CeClip, step: int, rule: str) -> None:

@@ -1,7 +1,9 @@
 """Trains and scores the cases of `test_distributed.py` on this process's rank and writes down what came out.
 
-python -m torch.distributed.run --standalone --nproc-per-node 2 -m tests.train.dist_worker LAUNCHER WORLD TEXTS OUTPUT
-horovodrun -np 2 python -m tests.train.dist_worker LAUNCHER WORLD TEXTS OUTPUT
+python -m torch.distributed.run --standalone --nproc-per-node 2 -m tests.train.dist_worker LAUNCHER WORLD FEW OUTPUT
+horovodrun -np 2 python -m tests.train.dist_worker LAUNCHER WORLD FEW OUTPUT
+
+WORLD is the tiny world, FEW what `write_few` has made of it.
 """
 
 from __future__ import annotations
@@ -15,6 +17,11 @@ from typing import Any
 
 import torch
 
+from crossmodal.data.captions import Caption
+from crossmodal.data.negatives.records import CeRecord, write_records
+from crossmodal.data.text_writer import write_text_db
+from crossmodal.data.texts import TextDB
+from crossmodal.data.tokenizers import load_tokenizer
 from crossmodal.evaluate.plots import read_metrics
 from crossmodal.evaluate.retrieval import score_corpus
 from crossmodal.train import checkpoints
@@ -23,6 +30,7 @@ from crossmodal.train.optim import parameter_groups
 from crossmodal.train.recipe import Recipe, parse_recipe
 from crossmodal.train.trainer import Trainer
 
+from ..data.picture_files import tokenizer, write_ce_clip, write_negclip, write_pictures
 from ..recipes import tiny_recipe
 from . import dual_encoder  # noqa: F401  registers the model, losses and dataset of the gathered cases
 from .exchanges import exchanged
@@ -40,6 +48,10 @@ MASKED = {
     "losses": [{"use": "masked_words", "weight": 0.5}, {"use": "itm"}],
 }
 MATCHED = {"data": {"use": "train", "draw": "masked_words", "probability": 0.3}, "losses": [{"use": "itm"}]}
+SMALL_CLIP: dict[str, Any] = {
+    "embed_dim": 8, "width": 16, "heads": 2, "layers": 1, "context": 32,
+    "image_size": 16, "patch_size": 8, "vision_width": 16, "vision_heads": 2, "vision_layers": 1,
+}  # fmt: skip
 OVERLAPPED = {"gradients": "overlapped"}
 STATIC = {**OVERLAPPED, "static_graph": True, "unused_parameters": False, "bucket_mb": 0.01}
 SHARDED = {"gradients": "sharded"}
@@ -66,11 +78,15 @@ def _gathered(*losses: str) -> list[dict[str, Any]]:
     return [{"data": {"use": "train", "draw": "matched"}, "losses": named}]
 
 
-def _heads(*more: dict[str, Any]) -> list[dict[str, Any]]:
+def _heads(*more: dict[str, Any], **data: Any) -> list[dict[str, Any]]:
     """ALADIN's alignment head, whose scores depend on the widest item of the global batch, and what learns from it."""
     aligned = {"use": "triplet", "scores": "alignment_scores"}
     distilled = {"use": "listnet", "teacher": "alignment_scores", "student": "matching_scores"}
-    return [{"data": {"use": "train", "draw": "matched"}, "losses": [aligned, distilled, *more]}]
+    return [{"data": {"use": "train", "draw": "matched", **data}, "losses": [aligned, distilled, *more]}]
+
+
+def _wrong_captions(*losses: dict[str, Any], **data: Any) -> list[dict[str, Any]]:
+    return [{"data": {"use": "train", "draw": "matched_negatives", **data}, "losses": list(losses)}]
 
 
 @dataclass(frozen=True)
@@ -107,6 +123,15 @@ WEIGHED = _heads(
     {"use": "info_nce", "scores": "alignment_scores", "weight": 0.1},
     {"use": "hidden_l1"},
 )
+TERMS: tuple[dict[str, Any], ...] = (
+    {"use": "hard_negative_itc", "mask_missing": True},
+    {"use": "intra_modal_contrastive", "weight": 0.4},
+    {"use": "cross_modal_rank", "upper_bound": 50.0, "weight": 0.2},
+)
+CE_CLIP = _wrong_captions({"use": "ce_clip", "upper_bound": 50.0, "reset_each_epoch": True})
+WRONG_HEADS = _heads(
+    *({**term, "logit_scale": 10.0} for term in TERMS), draw="matched_negatives", negatives="wrong.jsonl"
+)
 TAUGHT = _heads({"use": "listnet", "teacher": "joint.itm_scores", "student": "matching_scores", "weight": 0.5})
 CASES: dict[str, Case] = {
     "margin": Case([_pools("text"), _pools("image")]),
@@ -122,6 +147,11 @@ CASES: dict[str, Case] = {
     "heads": Case(_heads(), model="aladin"),
     "heads_weighed": Case(WEIGHED, model="aladin"),
     "heads_taught": Case(TAUGHT, model="aladin", taught=True),
+    "heads_wrong_captions": Case(WRONG_HEADS, model="aladin"),
+    "clip": Case(_gathered("clip_info_nce", "sigmoid"), model="clip"),
+    "wrong_captions": Case(_wrong_captions(*TERMS), model="clip"),
+    "ce_clip": Case(CE_CLIP, model="clip"),
+    "negclip": Case(_wrong_captions({"use": "negclip"}, use="table", draw="hard_images"), model="clip"),
     "float32_heads": Case(_heads(), model="aladin", dtype=torch.float32),
     # The same losses once more, with gradients that go to the other ranks by another way.
     "iais_overlapped": Case(SINGULAR, OVERLAPPED, like="iais_singular"),
@@ -147,6 +177,9 @@ CASES: dict[str, Case] = {
     "float32_iais_overlapped": Case(SINGULAR, OVERLAPPED, dtype=torch.float32, like="float32_iais"),
     "heads_weighed_overlapped": Case(WEIGHED, OVERLAPPED, model="aladin", like="heads_weighed"),
     "heads_weighed_cached": Case(WEIGHED, accumulate=2, model="aladin", like="heads_weighed"),
+    "wrong_captions_cached": Case(_wrong_captions(*TERMS), accumulate=2, model="clip", like="wrong_captions"),
+    "wrong_captions_resumed": Case(_wrong_captions(*TERMS), model="clip", like="wrong_captions", resumed=True),
+    "ce_clip_overlapped": Case(CE_CLIP, OVERLAPPED, model="clip", like="ce_clip"),
     "heads_sharded": Case(_heads(), SHARDED, model="aladin", like="heads"),
     "heads_weighed_resumed": Case(WEIGHED, model="aladin", like="heads_weighed", resumed=True),
     "iais_resumed": Case(SINGULAR, like="iais_singular", resumed=True),
@@ -170,7 +203,41 @@ def losses_of(case: str) -> set[str]:
     return {loss["use"] for stream in CASES[case].streams for loss in stream["losses"]}
 
 
-def make_recipe(name: str, world: Path, texts: Path, ranks: int, teacher: Path) -> Recipe:
+def write_few(world: Path, folder: Path) -> Path:
+    """The first captions of the world's training split, so few that an epoch does not end with a full update; wrong
+    captions of theirs, every other one of a type missing; as many pictures with captions, wrong ones and hard images.
+    """
+    stored = TextDB(world / "texts" / "train.db")
+    chosen = [Caption(id, stored.image_of[id], stored[id].sentence or "") for id in stored.ids[:ANCHORS]]
+    write_text_db(chosen, folder / "texts.db", load_tokenizer(stored.path))
+    wrong = [
+        CeRecord(c.image, c.id, c.sentence, tuple(f"{c.sentence} {kind}" for kind in "rany"), (1, n % 2, 1, 0))
+        for n, c in enumerate(chosen)
+    ]
+    write_records(wrong, folder / "wrong.jsonl")
+    names = [f"{n}.png" for n in range(ANCHORS)]
+    write_pictures(folder / "pictures", names)
+    write_ce_clip(folder / "records.jsonl", names)
+    write_negclip(folder / "table.tsv", names)
+    tokenizer().save(folder)
+    return folder
+
+
+def clip_values(case: Case, few: Path) -> dict[str, Any]:
+    """What a recipe of CLIP has of its own: pictures, and a model with SigLIP's bias where a loss reads it."""
+
+    def data(name: str) -> dict[str, Any]:
+        return {"texts": str(few / name), "images": str(few / "pictures")}
+
+    reads_bias = any(loss["use"] == "sigmoid" for stream in case.streams for loss in stream["losses"])
+    config = {**SMALL_CLIP, **({"logit_bias": -2.0} if reads_bias else {})}
+    return {
+        "data": {"train": data("records.jsonl"), "table": data("table.tsv"), "val": data("records.jsonl")},
+        "model": {"use": "clip", "config": config, "tokenizer": str(few / "merges.txt")},
+    }
+
+
+def make_recipe(name: str, world: Path, few: Path, ranks: int, teacher: Path) -> Recipe:
     """The case for so many ranks; `teacher` is the checkpoint of what teaches."""
     case = CASES[name]
     values = tiny_recipe(
@@ -178,13 +245,15 @@ def make_recipe(name: str, world: Path, texts: Path, ranks: int, teacher: Path) 
         steps=STEPS,
         batch=GLOBAL_BATCH // ranks,
         accumulate=case.accumulate if ranks > 1 else 1,
-        data={"train": {"texts": str(texts), "images": str(world / "regions" / "train")}},
-        streams=case.streams,
+        data={"train": {"texts": str(few / "texts.db"), "images": str(world / "regions" / "train")}},
+        streams=[_in_folder(stream, few) for stream in case.streams],
         optimizer={"lr": case.rate, "warmup": 2, "weight_decay": 0.1, "clip": 0.5},
         distributed=case.distributed,
         validation={"every": STEPS},
         save_every=LAST,
     )
+    if case.model == "clip":
+        return parse_recipe({**values, **clip_values(case, few)})
     # Weights spread widely, so that attention and ranking are far from uniform.
     pretraining = bool(losses_of(name) & {"masked_words", "itm"})
     config = {**values["model"]["config"], "initializer_range": 0.2, "pretraining": pretraining}
@@ -194,20 +263,26 @@ def make_recipe(name: str, world: Path, texts: Path, ranks: int, teacher: Path) 
     return parse_recipe(values)
 
 
-def write_teacher(world: Path, output: Path, ranks: OneProcess) -> Path:
+def _in_folder(stream: dict[str, Any], few: Path) -> dict[str, Any]:
+    """A stream with the path of the file of wrong captions that it names."""
+    data = stream["data"]
+    return {**stream, "data": {**data, "negatives": str(few / data["negatives"])}} if "negatives" in data else stream
+
+
+def write_teacher(world: Path, few: Path, output: Path, ranks: OneProcess) -> Path:
     """A UNITER as the cases train it, before its first step."""
     if ranks.rank == 0:
-        recipe = make_recipe("margin", world, world / "texts" / "train.db", 1, output)
+        recipe = make_recipe("margin", world, few, 1, output)
         checkpoints.write(output / "teacher", Trainer(recipe, output / "of_teacher").model)
     ranks.barrier()
     return output / "teacher"
 
 
-def run_case(name: str, world: Path, texts: Path, output: Path, ranks: OneProcess) -> dict[str, Any]:
+def run_case(name: str, world: Path, few: Path, output: Path, ranks: OneProcess) -> dict[str, Any]:
     """Train a case with GLOBAL_BATCH anchors an update over all ranks, then score its corpus."""
     with _default(CASES[name].dtype):
-        teacher = write_teacher(world, output / name, ranks) if CASES[name].taught else output
-        recipe = make_recipe(name, world, texts, ranks.size, teacher)
+        teacher = write_teacher(world, few, output / name, ranks) if CASES[name].taught else output
+        recipe = make_recipe(name, world, few, ranks.size, teacher)
         trainer = Trainer(recipe, output / name / "run", ranks)
         with trainer.engine.gradients.weights() as model:
             initial = {key: weight.clone() for key, weight in model.state_dict().items()}
@@ -249,9 +324,9 @@ def _default(dtype: torch.dtype) -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-def main(launcher: str, world: Path, texts: Path, output: Path) -> None:
+def main(launcher: str, world: Path, few: Path, output: Path) -> None:
     with connect() as ranks:
-        found = {name: run_case(name, world, texts, output, ranks) for name in cases_of(launcher)}
+        found = {name: run_case(name, world, few, output, ranks) for name in cases_of(launcher)}
         torch.save({**found, "exchanged": exchanged(ranks)}, output / f"rank_{ranks.rank}.pt")
 
 

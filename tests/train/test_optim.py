@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from crossmodal.errors import ConfigError
+from crossmodal.train.engine import Engine
+from crossmodal.train.objectives import build_objectives
 from crossmodal.train.optim import PublishedAdamW, build_optimizer, parameter_groups
+from crossmodal.train.recipe import parse_recipe
+from crossmodal.train.trainer import Trainer
+
+from ..model.clip_inputs import BATCH, clip
+from ..recipes import tiny_recipe
 
 LR, BETAS, EPS, DECAY = 0.02, (0.9, 0.98), 1e-6, 0.1
 
@@ -165,6 +173,41 @@ def test_groups_spare_what_is_named() -> None:
     assert decayed == {"dense.weight"}
 
 
+def test_groups_of_each_factor() -> None:
+    block = Block()
+    factors = {name: 0.5 if name.startswith("dense") else 1.0 for name, _ in block.named_parameters()}
+    groups = parameter_groups(block, weight_decay=0.01, factors=factors)
+    names = {id(p): n for n, p in block.named_parameters()}
+    assert [(g["scale"], g["weight_decay"], {names[id(p)] for p in g["params"]}) for g in groups] == [
+        (0.5, 0.01, {"dense.weight"}),
+        (0.5, 0.0, {"dense.bias"}),
+        (1.0, 0.01, {"img_layer_norm.weight"}),
+        (1.0, 0.0, {"LayerNorm.weight", "LayerNorm.bias", "img_layer_norm.bias"}),
+    ]
+
+
+def test_an_update_moves_deeper_layers_less() -> None:
+    """By Adam's first step, which is the rate in every coordinate: the decay to the power of the depth, the warm-up
+    and the schedule on top of it."""
+    recipe = parse_recipe({
+        "steps": 4, "model": {"use": "clip"}, "data": {"train": {"texts": "unused", "images": "unused"}},
+        "streams": [{"data": {"use": "train", "draw": "matched"}, "losses": [{"use": "clip_info_nce"}]}],
+        "optimizer": {"use": "adamw", "lr": 0.01, "weight_decay": 0, "eps": 1e-12, "warmup": 2, "clip": -1,
+                      "layer_decay": 0.5},
+    })  # fmt: skip
+    model = clip().double().train()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    factors = model.learning_rate_factors(recipe.optimizer.layer_decay)
+    groups = parameter_groups(model, weight_decay=0.0, factors=factors)
+    optimizer = build_optimizer("adamw", groups, learning_rate=0.01, eps=recipe.optimizer.eps)
+    objectives, _ = build_objectives(recipe, model)
+    logged = Engine(model, objectives, optimizer, recipe.optimizer, steps=4).update(0, [[BATCH]])
+    assert logged["lr"] == pytest.approx(0.005)
+    for name in ("visual.proj", "visual.ln_post.weight", "visual.ln_pre.weight", "text.positional_embedding"):
+        moved = (dict(model.named_parameters())[name].detach() - before[name]).abs().max()
+        assert float(moved) == pytest.approx(0.005 * factors[name], rel=1e-4)
+
+
 @pytest.mark.parametrize("name", ["published_adamw", "adamw", "adam", "adamax"])
 def test_every_optimizer_lowers_a_loss(name: str) -> None:
     torch.manual_seed(0)
@@ -191,6 +234,24 @@ def test_eps_is_the_optimizers_own_unless_given() -> None:
 def test_adamw_on_the_cpu_is_torchs() -> None:
     groups = parameter_groups(nn.Linear(2, 2), weight_decay=0.0)
     assert type(build_optimizer("adamw", groups, learning_rate=1.0)) is torch.optim.AdamW
+
+
+def test_layer_decay_of_a_model_without_it(tiny_world: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"the model uniter takes no optimizer\.layer_decay; leave it out"):
+        Trainer(parse_recipe(tiny_recipe(tiny_world, optimizer={"layer_decay": 0.5})), tmp_path / "run")
+
+
+def test_options_of_the_recipe_reach_the_optimizer_also_when_resumed(tiny_world: Path, tmp_path: Path) -> None:
+    def optimizer(resume: bool, **options: object) -> torch.optim.Optimizer:
+        values = tiny_recipe(tiny_world, steps=1, validation=None, optimizer={"use": "adamw", **options})
+        trainer = Trainer(parse_recipe(values), tmp_path / "run", resume=resume, progress=False)
+        if not resume:
+            trainer.train()
+        return trainer.engine.optimizer
+
+    for resume, eps, betas in ((False, 1e-6, (0.9, 0.98)), (True, 1e-5, (0.8, 0.9))):
+        groups = optimizer(resume, eps=eps, betas=betas).param_groups
+        assert {(g["eps"], *g["betas"]) for g in groups} == {(eps, *betas)}
 
 
 def test_mistakes_are_config_errors() -> None:

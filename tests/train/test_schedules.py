@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from crossmodal.errors import ConfigError
-from crossmodal.train.schedules import anneal, learning_rate, warmup_linear
+from crossmodal.train.recipe import OptimizerSpec
+from crossmodal.train.schedules import anneal, learning_rate, rate_at, warmup_linear
 
 
 def test_warmup_then_linear_decay() -> None:
@@ -31,6 +33,31 @@ def test_learning_rate_is_never_zero() -> None:
 def test_learning_rate_stays_within_its_bounds(warmup: int, rest: int, step: int) -> None:
     rate = learning_rate(step, base=1e-3, warmup=warmup, total=warmup + rest)
     assert 0 < rate <= 1e-3
+
+
+@pytest.mark.parametrize(
+    ("options", "rates"),
+    [
+        ({"schedule": "cosine"}, [0.5, 1, 1, (1 + math.sqrt(0.5)) / 2, 0.5, (1 - math.sqrt(0.5)) / 2]),
+        ({"schedule": "constant"}, [0.5, 1, 1, 1, 1, 1]),
+        ({"schedule": "constant", "cooldown": 4}, [0.5, 1, 1, 0.75, 0.5, 0.25]),
+        (
+            {"schedule": "constant", "cooldown": 2, "cooldown_power": 2, "end_lr": 0.2},
+            [0.5, 1, 1, 1, 1, 0.8 / 4 + 0.2],
+        ),
+        ({"schedule": "step", "step_epochs": 2}, [0.5, 1, 1, 1, 0.1, 0.1]),
+    ],
+)
+def test_rates_of_six_updates(options: dict[str, Any], rates: list[float]) -> None:
+    """Two updates of warm-up; an epoch is two updates."""
+    spec = OptimizerSpec(lr=1.0, warmup=2, **options)
+    assert [rate_at(step, spec, 6, (step - 1) // 2) for step in range(1, 7)] == pytest.approx(rates, rel=1e-12)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "constant"])
+def test_a_run_that_is_all_warm_up(schedule: str) -> None:
+    spec = OptimizerSpec(lr=1.0, warmup=4, schedule=schedule, cooldown=2)
+    assert [rate_at(step, spec, 4, 0) for step in range(1, 5)] == [0.25, 0.5, 0.75, 1]
 
 
 @pytest.mark.parametrize(
