@@ -106,6 +106,11 @@ def test_recipes_can_be_read(page: str, text: str) -> None:
         assert {loss.use for loss in stream.losses} <= set(losses.names())
 
 
+def test_every_loss_stands_in_the_guide() -> None:
+    guide = (ROOT / "docs" / "choosing-a-loss.md").read_text()
+    assert [name for name in losses.names() if f"`{name}`" not in guide and "test_" not in name] == []
+
+
 @pytest.mark.parametrize(
     ("line", "said"),
     [
