@@ -275,7 +275,7 @@ def test_a_damaged_processor_is_refused(processor: AladinProcessor, tmp_path: Pa
 
 
 def test_the_registry_and_unknown_names(processor: AladinProcessor, tmp_path: Path) -> None:
-    assert {name: made.use for name, made in PROCESSORS.items()} == {"uniter": "uniter", "aladin": "aladin"}
+    assert "aladin" in PROCESSORS and all(made.use == name for name, made in PROCESSORS.items())
     (tmp_path / "processor.json").write_text('{"use": "aladdin"}')
     with pytest.raises(CheckpointError, match="names the processor 'aladdin'; did you mean aladin"):
         load_processor(tmp_path)
