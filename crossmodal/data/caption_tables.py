@@ -12,12 +12,11 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from crossmodal.data.captions import Caption, read_captions
-from crossmodal.data.items import TextItem
 from crossmodal.data.negatives.records import CeRecord, read_records, read_text
 from crossmodal.data.negatives.table import COLUMNS, TableRow, parse_table
+from crossmodal.data.sentences import Sentences
 from crossmodal.errors import ConfigError, DataError, nearest
 
 FILES = frozenset({".csv", ".tsv", ".txt", ".token", ".json", ".jsonl", ".npy"})
@@ -36,7 +35,7 @@ class Wrong:
     valid: tuple[int, ...]
 
 
-class SentenceTexts:
+class SentenceTexts(Sentences):
     """Captions that are sentences, as a `texts.TextSource`. Empty ones are left out.
 
     path: where they come from. max_len: keep the captions of at most so many words; -1 keeps all. captions_per_image:
@@ -47,8 +46,6 @@ class SentenceTexts:
     Raises DataError where there are no captions or an image has fewer than asked for, ConfigError for
     `captions_per_image` below 1.
     """
-
-    cls = sep = mask = v_range = tokenizer = None
 
     def __init__(
         self,
@@ -62,12 +59,8 @@ class SentenceTexts:
     ) -> None:
         if captions_per_image is not None and captions_per_image < 1:
             raise ConfigError(f"captions_per_image is {captions_per_image}; it must be at least 1")
-        self.path, self.max_len = path, max_len
-        self.meta: dict[str, Any] = {}
+        super().__init__(path, max_len)
         self.wrong, self.hard = dict(wrong or {}), dict(hard or {})
-        self.texts_of: dict[str, list[str]] = {}
-        self.image_of: dict[str, str] = {}
-        self._sentences: dict[str, str] = {}
         for caption in captions:
             of_image = self.texts_of.setdefault(caption.image, [])
             if not caption.sentence.strip() or len(of_image) == captions_per_image:
@@ -86,26 +79,7 @@ class SentenceTexts:
                 f"image {few[0]} has {len(self.texts_of[few[0]])} captions in {path}, and captions_per_image asks for "
                 f"{captions_per_image}; ask for fewer, or leave it out"
             )
-        self.lengths = {id: len(sentence.split()) for id, sentence in self._sentences.items()}
-        self.ids = [id for id, length in self.lengths.items() if max_len == -1 or length <= max_len]
-        self.images = list(self.texts_of)
-        self._kept = frozenset(self.ids)
-
-    def __repr__(self) -> str:
-        counts = f"{len(self)} of {len(self.lengths)} captions, {len(self.images)} images"
-        return f"{type(self).__name__}({str(self.path)!r}, {counts})"
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def __contains__(self, id: object) -> bool:
-        return id in self._kept
-
-    def __getitem__(self, id: str) -> TextItem:
-        """The caption of this id, kept or not by `max_len`."""
-        if id not in self._sentences:
-            raise DataError(f"{self.path} holds no caption {id!r}; it holds {len(self.lengths)} such as {self.ids[:2]}")
-        return TextItem(id=id, sentence=self._sentences[id], image=self.image_of[id])
+        self._count()
 
 
 def open_captions(

@@ -20,7 +20,7 @@ from crossmodal.errors import DataError
 ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 """How files of pictures end, in small letters."""
 
-_COCO = re.compile(r"(?:coco_(?:train|val|test)20\d\d_)?(\d{12})", re.IGNORECASE)
+_COCO = re.compile(r"(?:coco_(?:train|val|test)20\d\d_)?(\d{12})(?:\.\w+)?", re.IGNORECASE)
 
 P = TypeVar("P", bound="Pictures")
 
@@ -160,7 +160,7 @@ class PictureFolder(Pictures):
 
 def coco_number(name: str) -> str | None:
     """The twelve digits of a COCO image by the name of its file: the same image in all of COCO's splits."""
-    found = _COCO.fullmatch(PurePosixPath(name).stem)
+    found = _COCO.fullmatch(PurePosixPath(name).name)
     return found[1] if found else None
 
 

@@ -106,7 +106,7 @@ def _zipped(path: Path) -> bytes:
             if archive.getinfo(name).file_size > LARGEST:
                 raise Refused(f"its data.pkl is said to have more than {LARGEST >> 20} MiB")
             return archive.read(name)
-    except (zipfile.BadZipFile, EOFError, RuntimeError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, EOFError, RuntimeError) as error:
         raise Refused(str(error)) from None
 
 

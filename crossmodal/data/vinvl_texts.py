@@ -10,13 +10,13 @@ import os
 from pathlib import Path
 from typing import Any
 
-from crossmodal.data.items import TextItem
 from crossmodal.data.json_text import parse
+from crossmodal.data.sentences import Sentences
 from crossmodal.data.unpickle import unpickle_file
 from crossmodal.errors import ConfigError, DataError
 
 
-class VinvlTexts:
+class VinvlTexts(Sentences):
     """The captions of a file: sentences, with the ids ``391895#0``, ``391895#1``, ... of image ``391895.npz``.
 
     path: the file. image_keys: a key file: these images alone, in its order. captions_per_image: the first so many
@@ -27,8 +27,6 @@ class VinvlTexts:
     Raises DataError where the file is damaged, or an image has too few captions or none.
     """
 
-    cls = sep = mask = v_range = tokenizer = None
-
     def __init__(
         self,
         path: str | os.PathLike[str],
@@ -38,15 +36,10 @@ class VinvlTexts:
     ) -> None:
         if captions_per_image is not None and captions_per_image < 1:
             raise ConfigError(f"captions_per_image is {captions_per_image}; it must be at least 1")
-        self.path, self.max_len = Path(path).absolute(), max_len
+        super().__init__(Path(path).absolute(), max_len)
         self._options = image_keys, captions_per_image
         stored = _stored(self.path)
         chosen = list(stored) if image_keys is None else _listed(Path(image_keys), stored, self.path)
-        self.meta: dict[str, Any] = {}
-        self.lengths: dict[str, int] = {}
-        self.image_of: dict[str, str] = {}
-        self.texts_of: dict[str, list[str]] = {}
-        self._sentences: dict[str, str] = {}
         for image in chosen:
             sentences = self._captions(image, stored[image], captions_per_image)
             name = f"{image}.npz"
@@ -54,29 +47,10 @@ class VinvlTexts:
             self.texts_of[name] = ids
             self.image_of.update(dict.fromkeys(ids, name))
             self._sentences.update(zip(ids, sentences, strict=True))
-        self.lengths = {id: len(sentence.split()) for id, sentence in self._sentences.items()}
-        self.ids = [id for id, length in self.lengths.items() if max_len == -1 or length <= max_len]
-        self.images = list(self.texts_of)
-        self._kept = frozenset(self.ids)
+        self._count()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return VinvlTexts, (self.path, self.max_len, *self._options)
-
-    def __repr__(self) -> str:
-        counts = f"{len(self)} of {len(self.lengths)} captions, {len(self.images)} images"
-        return f"VinvlTexts({str(self.path)!r}, {counts})"
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def __contains__(self, id: object) -> bool:
-        return id in self._kept
-
-    def __getitem__(self, id: str) -> TextItem:
-        """The caption of this id, kept or not by `max_len`."""
-        if id not in self._sentences:
-            raise DataError(f"{self.path} holds no caption {id!r}; it holds {len(self.lengths)} such as {self.ids[:2]}")
-        return TextItem(id=id, sentence=self._sentences[id], image=self.image_of[id])
 
     def _captions(self, image: str, stored: Any, count: int | None) -> list[str]:
         where = f"the captions of image {image} in {self.path}"

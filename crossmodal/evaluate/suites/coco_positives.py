@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from crossmodal.data.captions import Caption
+from crossmodal.data.picture_sources import coco_number
 from crossmodal.errors import DataError
 
 from .files import read_json
-from .pictures import coco_number
 
 NAMES = {"original": "original", "CxC": "cxc", "ECCV": "eccv"}
 IDS = "coco_test_ids.npy"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,13 +12,12 @@ from PIL import Image
 
 from crossmodal.data.extractors import RegionExtractor
 from crossmodal.data.items import RegionItem
+from crossmodal.data.picture_sources import coco_number
 from crossmodal.data.pictures import open_picture
 from crossmodal.data.region_db import RegionDB
 from crossmodal.errors import ConfigError, DataError
 
 from .items import Picture
-
-_COCO = re.compile(r"(?:coco_(?:train|val|test)20\d\d_)?(\d{12})(?:\.\w+)?", re.IGNORECASE)
 
 
 class PictureSource(Protocol):
@@ -28,12 +26,6 @@ class PictureSource(Protocol):
     def __contains__(self, picture: Picture) -> bool: ...
 
     def __call__(self, picture: Picture) -> Any: ...
-
-
-def coco_number(name: str) -> str | None:
-    """The twelve digits of a COCO image, which is the same image in all of COCO's splits."""
-    found = _COCO.fullmatch(Path(name).name)
-    return found[1] if found else None
 
 
 @dataclass(frozen=True)

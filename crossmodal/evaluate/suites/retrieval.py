@@ -10,6 +10,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from crossmodal.data.captions import Caption, read_captions
+from crossmodal.data.picture_sources import coco_number
 from crossmodal.evaluate.positives import Positives, columns_from_lists
 from crossmodal.evaluate.ranks import ranks
 from crossmodal.evaluate.recall import KS, recall
@@ -17,7 +18,6 @@ from crossmodal.evaluate.recall import KS, recall
 from .coco_positives import Table, read_tables
 from .items import Answers, Judge, Picture, Rows, Test, places
 from .metrics import Share, precision_at_r
-from .pictures import coco_number
 from .registry import suite
 from .shuffles import MAX_WORDS, pre_caption
 
