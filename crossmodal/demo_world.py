@@ -23,12 +23,12 @@ QUICK_STEPS = 4
 T = TypeVar("T")
 
 
-def fresh_world(output: Path, seed: int, quick: bool) -> Path:
-    """A world in the output folder. Raises ConfigError where that is not empty."""
+def fresh_world(output: Path, seed: int, quick: bool, write: Callable[..., Path] = write_world) -> Path:
+    """A world in the output folder, as `write` writes it. Raises ConfigError where that is not empty."""
     if output.exists() and any(output.iterdir()):
         raise ConfigError(f"the output folder {output} is not empty; choose another, or leave --output out")
     sizes: dict[str, Any] = QUICK_WORLD if quick else {"workers": os.cpu_count() or 1}
-    return write_world(output / "world", seed=seed, **sizes)
+    return write(output / "world", seed=seed, **sizes)
 
 
 def demo_recipe(name: str, world: Path, seed: int, quick: bool, checkpoint: Path | None = None) -> dict[str, Any]:
@@ -36,7 +36,9 @@ def demo_recipe(name: str, world: Path, seed: int, quick: bool, checkpoint: Path
     values = read_config(name)
     values["seed"] = seed
     for data in values["data"].values():
-        data["texts"], data["images"] = str(world / data["texts"]), str(world / data["images"])
+        data["texts"], data["images"] = _within(world, data["texts"]), _within(world, data["images"])
+    if "tokenizer" in values["model"]:
+        values["model"]["tokenizer"] = _within(world, values["model"]["tokenizer"])
     if checkpoint is not None:
         values["model"]["checkpoint"] = str(checkpoint)
     if quick:
@@ -47,6 +49,10 @@ def demo_recipe(name: str, world: Path, seed: int, quick: bool, checkpoint: Path
             if "pool" in stream["data"]:
                 stream["data"]["pool"] = QUICK_WORLD["train"] // 5
     return values
+
+
+def _within(folder: Path, names: str | list[str]) -> Any:
+    return str(folder / names) if isinstance(names, str) else [str(folder / name) for name in names]
 
 
 def train(values: Mapping[str, Any], run: Path, progress: bool = True) -> Path:

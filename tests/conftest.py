@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -80,7 +82,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
             terminalreporter.write_line(f"{name}: {count}")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def kills(request: pytest.FixtureRequest) -> Callable[..., int]:
     """How many kills a loop takes: ``kills(50)`` is 50 in the long form and 5 in the short one, ``kills(50, 3)`` 3."""
     return lambda long, short=5: long if request.config.getoption("--soak") else short
@@ -121,10 +123,16 @@ def trained(tiny_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def two_ranks(tiny_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of two ranks under torchrun, to be read only."""
-    folder = tmp_path_factory.mktemp("two_ranks")
-    with Job("torchrun", write_recipe(folder / "r.yaml", of_two_ranks(tiny_world)), folder / "run") as job:
-        assert job.wait() == 0, job.said
+    """A finished run of two ranks under torchrun, to be read only; all processes that test share one."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "two_ranks"
+    folder.mkdir(exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "done").exists():
+            with Job("torchrun", write_recipe(folder / "r.yaml", of_two_ranks(tiny_world)), folder / "run") as job:
+                assert job.wait() == 0, job.said
+            (folder / "done").touch()
     return folder / "run"
 
 

@@ -6,6 +6,8 @@ import resource
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -14,14 +16,15 @@ ROOT = Path(__file__).resolve().parents[1]
 COMMAND = [sys.executable, "-c", "from crossmodal.cli import main; main()"]
 
 
-def limited(largest: int, *words: object) -> subprocess.CompletedProcess[str]:
-    """``crossmodal words...`` in a process that may write files of at most `largest` bytes."""
-
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
-
-    command = [*COMMAND, *map(str, words)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, preexec_fn=limit)
+@contextmanager
+def limited(largest: int) -> Iterator[None]:
+    """Inside, this process may write files of at most `largest` bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def on_small_disk(disk: Path, size: int, free: int, keep: Path, *words: object) -> subprocess.CompletedProcess[str]:

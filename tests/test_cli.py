@@ -216,6 +216,15 @@ def test_losses_lists_every_loss_with_its_contract(capsys: pytest.CaptureFixture
     ]
 
 
+def test_losses_says_which_models_can_feed_a_loss_with_a_number_or_a_score_matrix_of_the_recipes(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert command("losses") == 0
+    listed = capsys.readouterr().out
+    for name in ("ce_clip", "triplet", "listnet"):
+        assert listed.partition(f"\n{name}: ")[2].partition("models   ")[2].split("\n")[0] == "aladin, clip"
+
+
 def test_models_lists_every_model_with_its_fields(capsys: pytest.CaptureFixture[str]) -> None:
     assert command("models") == 0
     listed = capsys.readouterr().out

@@ -28,6 +28,13 @@ def aladin(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("clip") / "run"
+    assert run(["demo", "--system", "clip", "--quick", "--output", str(folder)]) == 0
+    return folder
+
+
 @pytest.mark.slow
 def test_demo_json(demo: Path) -> None:
     summary = json.loads((demo / "demo.json").read_text())
@@ -100,3 +107,38 @@ def test_aladins_report(aladin: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert (aladin / "cost.png").read_bytes().startswith(b"\x89PNG")
     assert run(["demo", "--uniter", str(aladin)]) == 2
     assert "add --system aladin" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_before_and_after_wrong_captions(clip: Path) -> None:
+    summary = json.loads((clip / "demo.json").read_text())
+    assert summary["steps"]["ce_clip"] == summary["steps"]["control"]
+    states = summary["states"]
+    assert states.keys() == {"clip", "control", "ce_clip"}
+    for state in states.values():
+        assert state["edits"].keys() == set(EDITS)
+        assert all(0 <= share <= 1 for share in [*state["edits"].values(), *(state[name] for name in NAMES)])
+        assert state["edits_mean"] == pytest.approx(sum(state["edits"].values()) / 4)
+    mean = {name: (state["txt_r1"] + state["img_r1"]) / 2 for name, state in states.items()}
+    assert summary["r1_gained"] == pytest.approx(mean["ce_clip"] - mean["control"])
+    assert summary["edits_gained"] == pytest.approx(states["ce_clip"]["edits_mean"] - states["control"]["edits_mean"])
+
+
+@pytest.mark.slow
+def test_arms_differ_by_the_wrong_captions_alone(clip: Path) -> None:
+    import yaml
+
+    ours, control = (yaml.safe_load((clip / arm / "recipe.yaml").read_text()) for arm in ("ce_clip", "control"))
+    assert {k for k, v in ours.items() if control[k] != v} == {"name", "streams"}
+    (stream,), (plain,) = ours["streams"], control["streams"]
+    assert [loss["use"] for loss in stream["losses"]] == ["ce_clip"]
+    assert [loss["use"] for loss in plain["losses"]] == ["clip_info_nce"]
+    assert {**stream["data"], "draw": "matched"} == plain["data"]
+
+
+@pytest.mark.slow
+def test_clips_report(clip: Path) -> None:
+    page = (clip / "report.html").read_text()
+    assert "Before and after" in page and "Example queries" in page
+    assert not re.search(r'(src|href)="(?!data:|#)', page)
+    assert (clip / "edits.png").read_bytes().startswith(b"\x89PNG")

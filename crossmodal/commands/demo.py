@@ -14,12 +14,17 @@ class System(str, Enum):
 
     uniter = "uniter"
     aladin = "aladin"
+    clip = "clip"
 
 
 def demo(
     output: Annotated[Path | None, typer.Option(help="Folder; without it, a new one under runs/.")] = None,
     system: Annotated[
-        System, typer.Option(help="uniter: a cross-encoder with and without IAIS; aladin: align, distil, search.")
+        System,
+        typer.Option(
+            help="uniter: a cross-encoder with and without IAIS; aladin: align, distil, search; clip: pixels, then "
+            "wrong captions."
+        ),
     ] = System.uniter,
     seed: Annotated[int, typer.Option(help="Seed of the world and of training.")] = 0,
     quick: Annotated[bool, typer.Option(help="A few steps on a tiny world: does everything run?")] = False,
@@ -34,13 +39,17 @@ def demo(
     from crossmodal.errors import ConfigError
     from crossmodal.train.run_folder import new_run_folder
 
-    if system is System.uniter and uniter is not None:
+    if system is not System.aladin and uniter is not None:
         raise ConfigError("--uniter names what ALADIN is compared with; add --system aladin")
     folder = output or new_run_folder("demo")
     if system is System.uniter:
         from crossmodal.demo import run_demo
 
         run_demo(folder, seed=seed, quick=quick)
+    elif system is System.clip:
+        from crossmodal.demo_clip import run_demo_clip
+
+        run_demo_clip(folder, seed=seed, quick=quick)
     else:
         from crossmodal.demo_aladin import run_demo_aladin
 

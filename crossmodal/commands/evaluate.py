@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +15,8 @@ from crossmodal.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
     from crossmodal.model.base import Model
+
+_MERGES = "bpe_simple_vocab_16e6.txt.gz"
 
 
 def evaluate(
@@ -30,7 +35,7 @@ def evaluate(
     regions: Annotated[
         Path | None, typer.Option(help="A database of the images' regions, for models that read them.")
     ] = None,
-    output: Annotated[Path | None, typer.Option(help="Folder for results.json, scores.jsonl and the figure.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder for results.json, the scores and the figure.")] = None,
     scorer: Annotated[str | None, typer.Option(help="A scorer of the model; its first one if absent.")] = None,
     skip_missing: Annotated[
         bool, typer.Option(help="Leave out, list and count what asks about images that are not there.")
@@ -44,7 +49,9 @@ def evaluate(
     seed: Annotated[int | None, typer.Option(help="aro_*_order: of the shuffles; the published 1 if absent.")] = None,
     threshold: Annotated[float | None, typer.Option(help="valse_official: a caption fits above this score.")] = None,
     max_num: Annotated[int | None, typer.Option(help="vl_checklist: texts of a data set; 0 for all.")] = None,
-    tokenizer: Annotated[str | None, typer.Option(help="CLIP's merges, for published weights.")] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="CLIP's merges, for published weights; those beside them if absent.")
+    ] = None,
     txt_db: Annotated[
         Path | None,
         typer.Option("--txt_db", "--txt-db", help="Published weights of region models: a text database of theirs."),
@@ -61,7 +68,8 @@ def evaluate(
     """Run a benchmark and print its table, with the published figures beside it and the count of exact ties.
 
     Every distinct caption and image is encoded once. Models that read regions get them from --regions, or from the
-    images through the extractor that the checkpoint names.
+    images through the extractor that the checkpoint names. A blind baseline needs no images; with --images and
+    --skip-missing it is asked what a model is asked that has these alone.
     """
     import logging
 
@@ -70,7 +78,7 @@ def evaluate(
     from crossmodal.evaluate.suites.blind import open_blind
     from crossmodal.evaluate.suites.items import Judge
     from crossmodal.evaluate.suites.judges import ModelJudge
-    from crossmodal.evaluate.suites.pictures import PictureSource
+    from crossmodal.evaluate.suites.pictures import PictureFolder, PictureSource
     from crossmodal.evaluate.suites.report import describe, save
     from crossmodal.evaluate.suites.runner import open_test, picture_source, run_suite
     from crossmodal.model.precision import in_precision
@@ -83,6 +91,14 @@ def evaluate(
         raise ConfigError(f"--output {output} is a file; name a folder")
     if tagger not in (None, "auto", "spacy", "rules"):
         raise ConfigError(f"--tagger {tagger!r} is unknown; use auto, spacy or rules")
+    of_model = {
+        "scorer": scorer, "regions": regions, "tokenizer": tokenizer, "txt_db": txt_db, "img_db": img_db, "set": set_,
+    }  # fmt: skip
+    named = {name: value for name, value in of_model.items() if value}
+    if blind is not None and named:
+        raise ConfigError(
+            f"--{next(iter(named))} is of a model, and --blind reads captions alone; leave one of them out"
+        )
     given = {
         "split": split, "positives": positives, "classes": classes, "threshold": threshold, "max_num": max_num,
         "tagger": tagger, "seed": seed,
@@ -101,6 +117,7 @@ def evaluate(
     source: PictureSource | None = None
     if blind is not None:
         judge, label = open_blind(blind, device), f"blind: {Path(blind).name}"
+        source = PictureFolder(images) if skip_missing and images is not None else None
         settings["blind"] = blind
     else:
         assert checkpoint is not None
@@ -108,10 +125,12 @@ def evaluate(
         model = in_precision(_model(checkpoint, tokenizer, (txt_db, img_db), set_ or ()).to(device).eval(), precision)
         source = picture_source(model, images, regions)
         judge, label = ModelJudge(model, source, scorer, tokens=token_budget), model.name
-        settings |= {
+        settings |= {name: value if isinstance(value, list) else str(value) for name, value in named.items()} | {
             "checkpoint": str(checkpoint), "model": model.name, "scorer": judge.scorer, "config": model.config_dict,
-            "regions": regions and str(regions), "precision": precision,
+            "precision": precision,
         }  # fmt: skip
+    if output is not None:
+        _require_writable(output)
     outcome = run_suite(suite, test, judge, source, skip_missing=skip_missing)
     print(describe(outcome, label))
     if output is not None:
@@ -119,14 +138,26 @@ def evaluate(
         logging.getLogger("crossmodal").info("results and figure: %s", output)
 
 
+def _require_writable(folder: Path) -> None:
+    """Better before the scoring than after. Raises ConfigError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise ConfigError(f"--output {folder} cannot be written ({error.strerror}); name another folder") from None
+
+
 def _model(
     checkpoint: Path, tokenizer: str | None, databases: tuple[Path | None, Path | None], changes: Sequence[str]
 ) -> Model:
-    """A checkpoint of ours as it is; published weights with the tokenizer that is named or that databases name."""
+    """A checkpoint of ours as it is; published weights with the tokenizer that is named, or is beside them, or is that
+    of the databases.
+    """
     from crossmodal.data.batches import Regions
     from crossmodal.data.corpus import Corpus
     from crossmodal.model.base import registered
-    from crossmodal.model.checkpoints import is_ours, load
+    from crossmodal.model.checkpoints import find_checkpoint, is_ours, load
     from crossmodal.train.recipe import CheckpointSpec, ModelSpec, changed_part
     from crossmodal.train.setup import build_model
 
@@ -135,11 +166,12 @@ def _model(
     if not checkpoint.exists():
         raise CheckpointError(f"checkpoint {checkpoint} does not exist; check the path")
     if is_ours(checkpoint):
+        ours = find_checkpoint(checkpoint)
         if tokenizer or changes or any(databases):
             raise ConfigError(
                 f"{checkpoint} has its own tokenizer and configuration; leave --tokenizer, --set and databases out"
             )
-        return load(checkpoint)
+        return load(ours)
     name, _ = described(checkpoint)
     if registered()[name].sides["image"] is Regions:
         if not all(databases):
@@ -149,6 +181,22 @@ def _model(
             )
         named = [f"model.tokenizer={tokenizer}"] if tokenizer else []
         return open_subject(checkpoint, "test", *databases, {}, [*named, *changes])[0]
+    strange = next((change for change in changes if not change.startswith("model.")), None)
+    if strange is not None:
+        raise ConfigError(f"--set {strange!r} is not of the model; write model.config.key=value")
     own = [change.removeprefix("model.") for change in changes]
-    spec = ModelSpec(use=name, checkpoint=CheckpointSpec(path=str(checkpoint)), tokenizer=tokenizer)
+    merges = tokenizer or _merges_beside(checkpoint)
+    spec = ModelSpec(use=name, checkpoint=CheckpointSpec(path=str(checkpoint)), tokenizer=merges)
     return build_model(changed_part(spec, own), lambda: Corpus([]))
+
+
+def _merges_beside(checkpoint: Path) -> str | None:
+    """CLIP's merges in the folder of published weights, as Hugging Face's folders hold them.
+
+    Raises ConfigError where there are none, and no package has them.
+    """
+    folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
+    found = next((str(p) for p in (folder / "merges.txt", folder / _MERGES) if p.is_file()), None)
+    if found is None and find_spec("open_clip") is None:  # which brings them
+        raise ConfigError(f"{checkpoint} has no merges of CLIP beside it; give {_MERGES} or merges.txt as --tokenizer")
+    return found

@@ -15,7 +15,14 @@ def losses() -> None:
     for name in registry.names():
         signature = registry.signature(name)
         summary = (inspect.getdoc(registry.get(name)) or "").split("\n", 1)[0]
-        fed = [m for m, cls in registered().items() if signature.fields.keys() <= {*cls.all_fields, *added}]
+        fed = [
+            model
+            for model, cls in registered().items()
+            if signature.fed_by(
+                {*cls.all_fields, *added},
+                matrix=any(f"{scorer}_scores" in cls.all_fields for scorer in cls.scorer_names),
+            )
+        ]
         print(f"{name}: {summary}")
         print(f"    fields   {', '.join(f'{k} ({kind})' for k, kind in signature.fields.items())}")
         if signature.options:

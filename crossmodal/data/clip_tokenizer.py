@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import html
+import json
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -13,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import regex
-from tokenizers import models
+from tokenizers import Tokenizer as Backend
+from tokenizers import models, pre_tokenizers, trainers
 
 from crossmodal.data.json_text import parse
 from crossmodal.errors import ConfigError, DataError
@@ -83,7 +85,7 @@ class ClipTokenizer:
     def _encode(self, word: str) -> tuple[int, ...]:
         if word in self._special:
             return (self._special[word],)
-        return tuple(piece.id for piece in self._pairs.tokenize("".join(_BYTES[byte] for byte in word.encode())))
+        return tuple(piece.id for piece in self._pairs.tokenize(_visible(word)))
 
     def encode(self, text: str) -> list[int]:
         """Ids without start and end. ConfigError for text that ftfy may have to repair, where it isn't installed."""
@@ -110,6 +112,32 @@ class ClipTokenizer:
         folder.mkdir(parents=True, exist_ok=True)
         text = "\n".join([_HEADER, *map(" ".join, self._merges)]) + "\n"
         write_whole(folder / _FILES[0], lambda path: path.write_text(text, encoding="utf-8"))
+
+
+def train_merges(sentences: Iterable[str], count: int) -> ClipTokenizer:
+    """A tokenizer of at most `count` merges, those that joined most pairs in these sentences first.
+
+    The same sentences give the same merges on every run. For small closed vocabularies: CLIP's own are published.
+    """
+    symbols = sorted(_BYTES)
+    # Announced beforehand, the pieces have an order of their own: the trainer's is that of a randomly seeded hash map.
+    pieces = [*symbols, *(symbol + _END_OF_WORD for symbol in symbols)]
+    backend = Backend(models.BPE(end_of_word_suffix=_END_OF_WORD))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    trainer = trainers.BpeTrainer(
+        vocab_size=len(pieces) + count,
+        special_tokens=pieces,
+        initial_alphabet=[],
+        end_of_word_suffix=_END_OF_WORD,
+        show_progress=False,
+    )
+    words = (" ".join(map(_visible, _WORD.findall(clean(sentence)))) for sentence in sentences)
+    backend.train_from_iterator(words, trainer)
+    return ClipTokenizer(tuple(pair) for pair in json.loads(backend.to_str())["model"]["merges"])
+
+
+def _visible(word: str) -> str:
+    return "".join(_BYTES[byte] for byte in word.encode())
 
 
 def clean(text: str) -> str:
@@ -156,7 +184,10 @@ def _installed() -> Path:
         file = Path(folder) / "bpe_simple_vocab_16e6.txt.gz"
         if file.is_file():
             return file
-    raise ConfigError(f"CLIP's merges are named nowhere and open_clip, which brings them, is not installed; {_HOW}")
+    raise ConfigError(
+        "CLIP's merges are named neither by model.tokenizer nor by --tokenizer, and open_clip, which brings them, is "
+        f"not installed; {_HOW}"
+    )
 
 
 def _from_hub(name: str) -> Path:

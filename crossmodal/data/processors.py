@@ -91,9 +91,10 @@ class UniterProcessor:
         """Word pieces without special tokens. Raises DataError where neither ids nor sentence can be used."""
         ids = word_pieces(text, self.tokenizer, self.identity, self.v_range)
         if len(ids) > self.max_text:
+            name = repr(text[:60]) if isinstance(text, str) else text.id
             raise DataError(
-                f"caption {text if isinstance(text, str) else text.id} has {len(ids)} word pieces, the model takes "
-                f"{self.max_text}; filter with max_text or shorten it"
+                f"caption {name} has {len(ids)} word pieces, the model takes {self.max_text}; shorten it, or leave it "
+                "out (max_text of a recipe's data does)"
             )
         return ids
 

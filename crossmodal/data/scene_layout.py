@@ -22,8 +22,6 @@ SIZES = ("small", "medium", "large")
 RELATIONS = ("left", "right", "above", "below", "on", "under")
 REVERSED = dict(zip(RELATIONS, ("right", "left", "below", "above", "under", "on"), strict=True))
 
-SIDE = {"small": 24, "medium": 36, "large": 54}
-"""Side in pixels: the square root of the area of an object's box, give or take `SIDE_SPREAD`."""
 SIDE_SPREAD = 0.07
 ASPECT = {"heart": 1.08, "moon": 0.75, "table": 1.45, "tree": 0.8}
 """Width over height of the kinds that are not as wide as high."""
@@ -34,6 +32,25 @@ _MARGIN = 5  # pixels between an object and the edge of the picture
 _GAP = 9  # pixels between two objects that do not touch: a jittered detection must not close it
 _TOUCH = 3.0 / CANVAS  # boxes at most this far apart touch
 _DOMINANT = 1.25  # a relation is named along one axis where the other axis is clearly shorter
+
+
+@dataclass(frozen=True)
+class Staging:
+    """What may be in a scene.
+
+    objects: how many at least and at most. sides: of each of `SIZES` in pixels, the square root of the area of an
+    object's box, give or take `SIDE_SPREAD`. bits: how much a caption tells at least, of two mentions and of more; less
+    than the default fits too many scenes to find one by.
+    """
+
+    objects: tuple[int, int] = (2, 5)
+    sides: tuple[int, int, int] = (24, 36, 54)
+    kinds: tuple[str, ...] = KINDS
+    colours: tuple[str, ...] = COLOURS
+    bits: tuple[float, float] = (13.5, 15.5)
+
+
+FULL = Staging()
 
 
 @dataclass(frozen=True)
@@ -48,7 +65,7 @@ class SceneObject:
 
 @dataclass(frozen=True)
 class Scene:
-    """Two to five objects. No two objects of a scene share both kind and colour."""
+    """Two objects or more. No two objects of a scene share both kind and colour."""
 
     name: str
     objects: tuple[SceneObject, ...]
@@ -119,15 +136,16 @@ def _stands_on(upper: Box, lower: Box) -> bool:
     return abs(upper[3] - lower[1]) <= _TOUCH and lower[0] <= centre(upper)[0] <= lower[2]
 
 
-def sample_scene(name: str, rng: np.random.Generator) -> Scene:
+def sample_scene(name: str, rng: np.random.Generator, staging: Staging = FULL) -> Scene:
     """Draw a scene in which at least one pair of objects has a nameable relation."""
     while True:
-        count = int(rng.integers(2, 6))
-        looks = rng.choice(len(KINDS) * len(COLOURS), size=count, replace=False)
-        kinds = [KINDS[look // len(COLOURS)] for look in looks]
-        colours = [COLOURS[look % len(COLOURS)] for look in looks]
+        count = int(rng.integers(staging.objects[0], staging.objects[1] + 1))
+        among = len(staging.colours)
+        looks = rng.choice(len(staging.kinds) * among, size=count, replace=False)
+        kinds = [staging.kinds[look // among] for look in looks]
+        colours = [staging.colours[look % among] for look in looks]
         sizes = [SIZES[i] for i in rng.integers(0, len(SIZES), size=count)]
-        boxes = _place([_extent(k, s, rng) for k, s in zip(kinds, sizes, strict=True)], kinds, rng)
+        boxes = _place([_extent(k, s, rng, staging) for k, s in zip(kinds, sizes, strict=True)], kinds, rng)
         if boxes is None:
             continue
         objects = zip(kinds, colours, sizes, boxes, strict=True)
@@ -154,9 +172,9 @@ def sample_scenes(
     return scenes
 
 
-def _extent(kind: str, size: str, rng: np.random.Generator) -> Pixels:
+def _extent(kind: str, size: str, rng: np.random.Generator, staging: Staging) -> Pixels:
     """Width and height in pixels."""
-    side = SIDE[size] * (1 + rng.uniform(-SIDE_SPREAD, SIDE_SPREAD))
+    side = staging.sides[SIZES.index(size)] * (1 + rng.uniform(-SIDE_SPREAD, SIDE_SPREAD))
     root = np.sqrt(ASPECT.get(kind, 1.0))
     return max(round(side * root), 1), max(round(side / root), 1)
 

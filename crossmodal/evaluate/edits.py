@@ -14,6 +14,8 @@ from crossmodal.retrieve.scoring import score_pairs
 
 from .retrieval import Scored
 
+_CHUNK = 4096  # edited captions that are encoded at once
+
 
 def edit_accuracy(
     model: Model, corpus: Corpus, scored: Scored, negatives: Sequence[Mapping[str, str]]
@@ -32,14 +34,18 @@ def edit_accuracy(
             "give the edits of the same split"
         )
     images = [column[n["image"]] for n in negatives]
+    sentences = [n["sentence"] for n in negatives]
+    edited = torch.empty(len(sentences))
     with inference(model):
-        a = model.encode("text", model.processor("text", [n["sentence"] for n in negatives]).to(model.device))
         size = len(scored.image_ids)
         b = model.encode(
             "image", next(corpus.batches("image", corpus.image_keys, model.processor, size)).to(model.device)
         )
         scorer = next(iter(model.scorers.values()))
-        edited = score_pairs(scorer, a, b, torch.tensor([list(pair) for pair in enumerate(images)])).cpu()
+        for start in range(0, len(sentences), _CHUNK):
+            a = model.encode("text", model.processor("text", sentences[start : start + _CHUNK]).to(model.device))
+            pairs = [list(pair) for pair in enumerate(images[start : start + _CHUNK])]
+            edited[start : start + _CHUNK] = score_pairs(scorer, a, b, torch.tensor(pairs)).cpu()
     true = scored.scores[[row[n["caption_id"]] for n in negatives], images]
     right: dict[str, list[bool]] = defaultdict(list)
     for negative, won in zip(negatives, (true > edited).tolist(), strict=True):

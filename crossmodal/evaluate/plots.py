@@ -34,7 +34,7 @@ _HATCHES = ("", "///", "...", "xxx")
 _INK, _FAINT = "#333333", "#D9D9D9"
 _SMOOTH_FROM = 60  # points from which a running mean is drawn over the raw curve
 _ACROSS = 4  # attention panels side by side
-_AXES = (3, 24)  # rows that a radar is drawn of
+_AXES = (5, 24)  # rows that a radar is drawn of
 
 Row = Mapping[str, Any]
 Picture = Image.Image | np.ndarray
@@ -114,7 +114,7 @@ def plot_edits(
 
 
 def plot_suite(runs: Mapping[str, Mapping[str, float]], *, title: str = "") -> Figure:
-    """The rows of a suite: a radar of three rows or more, bars of fewer and of very many.
+    """The rows of a suite: a radar of five rows or more, bars of fewer and of very many.
 
     runs: label -> row -> share between 0 and 1. A run's line is broken where it has no value.
     """
@@ -133,7 +133,10 @@ def plot_suite(runs: Mapping[str, Mapping[str, float]], *, title: str = "") -> F
         radii = 100 * np.asarray([of_run.get(row, math.nan) for row in rows])
         colour, line = COLOURS[i % len(COLOURS)], _LINES[i % len(_LINES)]
         around, closed = np.append(angles, 2 * np.pi), np.append(radii, radii[0])
-        ax.plot(around, closed, color=colour, linestyle=line, linewidth=1.8, marker="o", markersize=4, label=label)
+        ax.plot(
+            around, closed, color=colour, linestyle=line, linewidth=1.8, marker="o", markersize=4, label=label,
+            clip_on=False,
+        )  # fmt: skip
     ax.set_theta_zero_location("N")
     ax.set_theta_direction(-1)
     ax.set_xticks(angles, [row.replace("_", " ") for row in rows])

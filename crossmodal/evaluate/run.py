@@ -107,7 +107,8 @@ def evaluate_into(
         return None
     found = evaluate_scores(scored, corpus, counting, relevances)
     size = process.size if process else 1
-    save_evaluation(folder, found, {**settings, **vars(counting), "processes": size})
+    of_model = {"model": model.name, "config": model.config_dict}
+    save_evaluation(folder, found, {**settings, **of_model, **vars(counting), "processes": size})
     job.forget()
     return found
 

@@ -20,7 +20,7 @@ class CeClip(CrossModalRank):
     A term of weight 0 is not computed. hard_negatives: whether the wrong captions are columns of the first term;
     without, it is `clip_info_nce`. The other options are those of the terms.
 
-    `terms` are `itc`, `cmr` and `imc` of the last call, before weighting, for logs.
+    `terms` are `itc`, `cmr` and `imc` of the last call, before weighting.
     """
 
     def __init__(
@@ -49,6 +49,10 @@ class CeClip(CrossModalRank):
         self.cmr_weight, self.imc_weight, self.hard_negatives = cmr_weight, imc_weight, hard_negatives
         self.form, self.mask_missing = form, mask_missing
         self.terms: dict[str, Tensor] = {}
+
+    @property
+    def shown(self) -> dict[str, float]:
+        return {name: float(term) for name, term in self.terms.items()} | super().shown
 
     def forward(
         self,

@@ -77,6 +77,10 @@ class CrossModalRank(StatefulLoss):
         hinges = (thresholds + wrong - own[:, None]).clamp(min=0)
         return mean_or_zero(hinges.where(valid, 0))
 
+    @property
+    def shown(self) -> dict[str, float]:
+        return {f"threshold_{k}": theta for k, theta in enumerate(self.thresholds.tolist())}
+
     def begin_epoch(self) -> None:
         if self.reset_each_epoch and self.threshold != "fixed":
             self.thresholds.zero_()

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Set
 from dataclasses import dataclass
 from typing import Any, NewType, TypeVar, get_origin, get_type_hints
 
@@ -66,6 +66,12 @@ class Signature:
     fields: dict[str, str]
     options: dict[str, Any]
     counts: bool = False
+
+    def fed_by(self, given: Set[str], *, matrix: bool) -> bool:
+        """Whether a recipe can feed it fields of these names. It may give a number for a scalar, and name a score
+        matrix of its own for any, where the model gives one (`matrix`)."""
+        free = {"scalar", "scores"} if matrix else {"scalar"}
+        return {name for name, kind in self.fields.items() if kind not in free} <= given
 
 
 def signature(name: str) -> Signature:

@@ -11,6 +11,11 @@ class StatefulLoss(nn.Module):
     Its forward pass only notes what they become. Whoever trains calls the two methods, on all ranks alike.
     """
 
+    @property
+    def shown(self) -> dict[str, float]:
+        """What is logged beside its value, by name."""
+        return {}
+
     def begin_epoch(self) -> None:
         """Before the first update of an epoch."""
 

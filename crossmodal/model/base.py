@@ -178,6 +178,11 @@ class Model(nn.Module):
         """The fields that a model of this configuration gives: known before it is built."""
 
     @classmethod
+    def own_words(cls, config: Mapping[str, Any]) -> dict[str, Any]:
+        """A configuration by the names of this model, also where it has those of another implementation."""
+        return dict(config)
+
+    @classmethod
     def published_config(cls, path: Path) -> dict[str, Any]:
         """What a published checkpoint says of the configuration; nothing where its form has none."""
         return {}

@@ -16,7 +16,7 @@ from crossmodal.data.batches import Batch, Items, Pixels, Texts, Vectors
 from crossmodal.errors import DataError
 
 from .base import Encoded, Field, Kind, Layout, Model, Scorer, register
-from .clip_config import ClipConfig
+from .clip_config import ClipConfig, flat
 from .clip_layouts import LAYOUTS
 from .clip_text import ClipText
 from .clip_vision import ClipVision, resampled
@@ -122,6 +122,10 @@ class Clip(Model):
             for name, doc in FIELDS.items()
             if name != "logit_bias" or config.get("logit_bias") is not None
         }
+
+    @classmethod
+    def own_words(cls, config: Mapping[str, Any]) -> dict[str, Any]:
+        return flat(config)
 
     @classmethod
     def published_config(cls, path: Path) -> dict[str, Any]:

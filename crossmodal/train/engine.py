@@ -77,8 +77,8 @@ class Engine:
     def update(self, step: int, batches: Sequence[Sequence[Batch]]) -> dict[str, float]:
         """Update `step` = 0, 1, ...: `batches[i]` are this rank's micro-batches of stream i, as many on every rank.
 
-        Returns what is logged: the mean of every loss over the global batch under its tag, `loss` their
-        weighted sum, `lr` and `grad_norm` (before clipping).
+        Returns what is logged: the mean of every loss over the global batch under its tag, what a loss with a state
+        shows beside it, `loss` their weighted sum, `lr` and `grad_norm` (before clipping).
 
         Where a loss is not finite, or without a scaler the gradient, nothing is updated: weights, optimizer and
         buffers stay as they were, on all ranks, and `skipped` says why.
@@ -133,6 +133,9 @@ class Engine:
                 buffer.copy_(before)
         for loss in stateful:
             loss.after_update(made=finite)
+        for term in self.terms:
+            if isinstance(term.call, StatefulLoss):
+                logged |= {f"{term.tag}/{name}": value for name, value in term.call.shown.items()}
         logged["lr"] = max(float(group["lr"]) for group in self.optimizer.param_groups)
         return logged
 

@@ -240,8 +240,8 @@ def _term(spec: LossSpec, stream: str, where: str, model: Giver, added: set[str]
 
 def feedable(model: Giver, added: Iterable[str] = ("matched",)) -> list[str]:
     """The losses whose fields the model, with what data and miner add, can give."""
-    given = {*model.fields, *added}
-    return [name for name in losses.names() if losses.signature(name).fields.keys() <= given]
+    given, matrix = {*model.fields, *added}, any(field.kind == "scores" for field in model.fields.values())
+    return [name for name in losses.names() if losses.signature(name).fed_by(given, matrix=matrix)]
 
 
 def _named(table: Mapping[str, Any], name: str, where: str, what: str, wrong: list[str]) -> Any:

@@ -93,7 +93,8 @@ def _own_checkpoint(spec: ModelSpec) -> Path | None:
 
 def _config(spec: ModelSpec, folder: Path | None) -> dict[str, Any]:
     """What `model.config` says, over what the checkpoint says."""
-    given = read_config(spec.config) if isinstance(spec.config, str) else dict(spec.config)
+    given = read_config(spec.config) if isinstance(spec.config, str) else spec.config
+    given = registered()[spec.use].own_words(given)
     if folder is not None:
         return {**read_description(folder)[1], **given}
     published = registered()[spec.use].published_config(Path(spec.checkpoint.path)) if spec.checkpoint else {}

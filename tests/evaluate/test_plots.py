@@ -76,14 +76,16 @@ def test_edit_bars_leave_a_gap_for_a_kind_without_value() -> None:
     assert _pixels(figure).std() > 5
 
 
-def test_a_suite_is_a_radar_of_three_rows_or_more_and_bars_of_others() -> None:
-    figure = plot_suite({"ours": {"swap_obj": 0.5, "swap_att": 0.25, "add": 1.0}, "CLIP (published)": {"add": 0.7}})
+def test_a_suite_is_a_radar_of_five_rows_or_more_and_bars_of_others() -> None:
+    ours = {"swap_obj": 0.5, "swap_att": 0.25, "add": 1.0, "b": 0.125, "c": 0}
+    figure = plot_suite({"ours": ours, "CLIP (published)": {"add": 0.7}})
     (ax,) = figure.axes
-    assert ax.name == "polar" and [t.get_text() for t in ax.get_xticklabels()] == ["swap obj", "swap att", "add"]
-    assert np.asarray(ax.lines[0].get_ydata()).tolist() == [50, 25, 100, 50]  # closed
+    assert ax.name == "polar"
+    assert [t.get_text() for t in ax.get_xticklabels()] == ["swap obj", "swap att", "add", "b", "c"]
+    assert np.asarray(ax.lines[0].get_ydata()).tolist() == [50, 25, 100, 12.5, 0, 50]  # closed
     assert [t.get_text() for t in figure.legends[0].get_texts()] == ["ours", "CLIP (published)"]
     assert _pixels(figure).std() > 5
-    for rows in (1, 2, 30):
+    for rows in (1, 4, 30):
         (bars,) = plot_suite({"ours": {f"row {i}": 0.5 for i in range(rows)}}).axes
         assert bars.name != "polar" and len(bars.patches) == rows
 

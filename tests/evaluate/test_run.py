@@ -40,8 +40,10 @@ def test_results_are_those_of_the_scores(model: Model, corpus: Corpus, tmp_path:
     assert found is not None
     stored = load_results(tmp_path)
     assert stored.metrics == found.metrics == evaluate_corpus(model, corpus, tokens=100).metrics
+    assert stored.settings.pop("config") == json.loads(json.dumps(model.config_dict))
     assert stored.settings == {
-        "checkpoint": "best", "folds": 1, "ties": "average", "reference_count": False, "processes": 1,
+        "checkpoint": "best", "model": "uniter", "folds": 1, "ties": "average", "reference_count": False,
+        "processes": 1,
     }  # fmt: skip
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ranks.npz", "results.json", "scores.npz"]
 

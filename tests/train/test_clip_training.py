@@ -147,6 +147,32 @@ def test_thresholds_are_saved_with_the_run(world: Path, tmp_path: Path) -> None:
     assert_same(dict(again.engine.modules[0].state_dict()), dict(loss.state_dict()))
 
 
+def test_the_log_holds_the_terms_of_ce_clip_and_its_thresholds(world: Path, tmp_path: Path) -> None:
+    trainer = train(clip_recipe(world, *FAMILIES["ce_clip"], validation=None, steps=1), tmp_path / "run")
+    logged = {row["name"].removeprefix("train/ce_clip"): row["value"] for row in rows_of(tmp_path / "run")}
+    whole = logged["/itc"] + 0.2 * logged["/cmr"] + 0.2 * logged["/imc"]
+    assert logged[""] == pytest.approx(whole, rel=1e-5)
+    (loss,) = trainer.engine.modules
+    assert [logged[f"/threshold_{k}"] for k in range(4)] == loss.state_dict()["thresholds"].tolist()
+
+
+def test_a_configuration_in_the_words_of_open_clip(world: Path, tmp_path: Path) -> None:
+    values = clip_recipe(world, validation=None, steps=1)
+    theirs = {
+        "embed_dim": 8,
+        "quick_gelu": True,
+        "vision_cfg": {"image_size": 16, "patch_size": 8, "width": 16, "head_width": 8, "layers": 1},
+        "text_cfg": {"context_length": 32, "width": 16, "heads": 2, "layers": 1},
+    }
+    (tmp_path / "model.json").write_text(json.dumps(theirs))
+    values["model"]["config"] = str(tmp_path / "model.json")
+    found = train(values, tmp_path / "run").model.config_dict
+    assert found == load(tmp_path / "run").config_dict and found["vision_heads"] == found["heads"] == 2
+    assert {name: found[name] for name in MODEL if name != "image_size"} == {
+        name: value for name, value in MODEL.items() if name != "image_size"
+    }
+
+
 def test_other_captions_and_pictures_are_named_on_the_command_line(world: Path, tmp_path: Path, capsys: Any) -> None:
     train(clip_recipe(world, validation=None), tmp_path / "run")
     images = [{"filename": f"0/{NAMES[n]}", "split": split, "sentences": [{"raw": "a thing"}]}

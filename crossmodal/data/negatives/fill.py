@@ -37,6 +37,8 @@ class MaskedFill:
         if self._tokenizer.mask_token is None:
             raise CheckpointError(f"the tokenizer of {folder} has no mask token; give a masked language model")
         self._model, self._batch = model.to(device).eval(), batch
+        # Not every tokenizer knows it; RoBERTa's first two positions are none of a token's.
+        self._longest = min(self._tokenizer.model_max_length, model.config.max_position_embeddings - 2)
         self._words = self._whole_words().to(device)
 
     def _whole_words(self) -> torch.Tensor:
@@ -63,7 +65,9 @@ class MaskedFill:
     @torch.inference_mode()
     def _words_of(self, sentences: Sequence[str]) -> list[list[str]]:
         masked = [sentence.replace(MASK, self._tokenizer.mask_token, 1) for sentence in sentences]
-        given = self._tokenizer(masked, padding=True, truncation=True, return_tensors="pt").to(self._words.device)
+        given = self._tokenizer(
+            masked, padding=True, truncation=True, max_length=self._longest, return_tensors="pt"
+        ).to(self._words.device)
         at = given["input_ids"] == self._tokenizer.mask_token_id
         if not at.any(dim=1).all():
             lost = sentences[int(at.any(dim=1).logical_not().nonzero()[0])]

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from typing_extensions import Self
 
@@ -78,7 +79,12 @@ class Classification(Test):
             self.prompts.classes[c][0]: first.share((right == c).nonzero().flatten().tolist())
             for c in dict.fromkeys(self.labels)
         }
-        return Answers(rows | {"mean per class": mean(of_class.values())} | of_class)
+        arrays = {
+            "scores": scores.float().numpy(),
+            "image_ids": np.array([photo.name for photo in self.photos]),
+            "classes": np.array([names[0] for names in self.prompts.classes]),
+        }
+        return Answers(rows | {"mean per class": mean(of_class.values())} | of_class, arrays=arrays)
 
 
 def read_prompts(path: Path, part: str | None = None) -> Prompts:

@@ -72,7 +72,8 @@ def _own_ids(folder: Path, captions: Sequence[Caption], source: Path) -> dict[st
     try:
         ids = [str(i) for i in np.load(folder / IDS, allow_pickle=False).tolist()]
     except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"{folder / IDS} cannot be read ({error}); give the data folder of ECCV Caption") from None
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"{folder / IDS} cannot be read ({reason}); give the data folder of ECCV Caption") from None
     given = {caption.id for caption in captions}
     if given.issuperset(ids):
         return {i: i for i in ids}

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 from typing_extensions import Self
@@ -43,10 +44,13 @@ class Judge(Protocol):
 
 @dataclass(frozen=True)
 class Answers:
-    """rows: what the table shows. records: the scores of every question, fit for JSON, one line of a file each."""
+    """rows: what the table shows. The scores: as `records`, fit for JSON, one of every question; or as `arrays`, a
+    matrix of numbers and the names of its rows and columns.
+    """
 
     rows: Rows
     records: list[dict[str, Any]] = field(default_factory=list)
+    arrays: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 class Test(ABC):

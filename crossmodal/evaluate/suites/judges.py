@@ -33,14 +33,14 @@ class ModelJudge:
         with inference(self.model):
             (a, row), b = self._texts(captions), self._images(pictures)
             asked, back = torch.stack([row[pairs[:, 0]], pairs[:, 1]], dim=1).unique(dim=0, return_inverse=True)
-            with tqdm(total=len(asked), unit="pair", unit_scale=True) as bar:
+            with tqdm(desc="pairs", total=len(asked), unit="pair", unit_scale=True) as bar:
                 scorer = self.model.scorers[self.scorer]
                 return score_pairs(scorer, a, b, asked, tokens=self.tokens, progress=bar.update).cpu()[back]
 
     def matrix(self, captions: Sequence[str], pictures: Sequence[Picture]) -> Tensor:
         with inference(self.model):
             (a, row), b = self._texts(captions), self._images(pictures)
-            with tqdm(total=len(a) * len(b), unit="pair", unit_scale=True) as bar:
+            with tqdm(desc="pairs", total=len(a) * len(b), unit="pair", unit_scale=True) as bar:
                 scorer = self.model.scorers[self.scorer]
                 found = score_matrix(scorer, a, b, tokens=self.tokens, progress=bar.update)
             return found if len(found) == len(row) else found[row]

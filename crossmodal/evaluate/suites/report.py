@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from crossmodal.evaluate.plots import plot_suite, save_figure
 from crossmodal.evaluate.results import text_table
 from crossmodal.files import write_whole
@@ -41,6 +43,12 @@ class Outcome:
         return self.answers.rows
 
     @property
+    def questions(self) -> str:
+        """How many were asked, and of how many."""
+        of = f" of {self.asked + self.left_out:,}" if self.left_out else ""
+        return f"{self.asked:,}{of} questions"
+
+    @property
     def summary(self) -> dict[str, Share]:
         """The rows that sum it up, those that are named for being incomplete among them."""
         if not self.shown:
@@ -58,17 +66,17 @@ def describe(outcome: Outcome, label: str = "score") -> str:
         [name, _percent(row.value), str(row.count), str(row.ties), *(_published(of, name) for of in published.values())]
         for name, row in outcome.rows.items()
     ]
-    lines = [text_table([head, *table]), f"{outcome.asked} questions; {outcome.ties}"]
+    lines = [text_table([head, *table]), f"{outcome.questions}; {outcome.ties}"]
     if outcome.note:
         lines.append(outcome.note)
     if outcome.missing:
         some = ", ".join(outcome.missing[:_LISTED]) + (", ..." if len(outcome.missing) > _LISTED else "")
-        lines.append(f"{len(outcome.missing)} images are missing ({some}); {outcome.left_out} questions were left out")
+        lines.append(f"missing images: {len(outcome.missing):,} ({some}); questions left out: {outcome.left_out:,}")
     return "\n".join(lines)
 
 
 def save(folder: Path, outcome: Outcome, label: str, settings: Mapping[str, Any]) -> Path:
-    """results.json last: a folder that has it is complete."""
+    """scores.jsonl or scores.npz, the figure, and results.json last: a folder that has it is complete."""
     published = PUBLISHED.get(outcome.suite, {})
     content = {
         "format": _FORMAT,
@@ -83,17 +91,25 @@ def save(folder: Path, outcome: Outcome, label: str, settings: Mapping[str, Any]
         "published": published,
         "settings": dict(settings),
     }
-    (folder / "results.json").unlink(missing_ok=True)  # of an earlier run: it must not vouch for these scores
+    for name in ("results.json", "scores.jsonl", "scores.npz"):
+        (folder / name).unlink(missing_ok=True)  # of an earlier run: they must not vouch for each other
     lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in outcome.answers.records)
     if lines:
         write_whole(folder / "scores.jsonl", lambda path: path.write_text(lines, encoding="utf-8"))
+    if outcome.answers.arrays:
+        write_whole(folder / "scores.npz", lambda path: _savez(path, outcome.answers.arrays))
     values = {label: {name: row.value for name, row in outcome.summary.items()}}
     for system, figures in published.items():
         values[f"{system} (published)"] = {name: figures[name] / 100 for name in outcome.summary if name in figures}
-    figure = plot_suite({name: of for name, of in values.items() if of}, title=outcome.suite)
+    figure = plot_suite({name: of for name, of in values.items() if of}, title=f"{outcome.suite}, {outcome.questions}")
     save_figure(figure, folder / f"{outcome.suite}.png")
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     return write_whole(folder / "results.json", lambda path: path.write_text(text, encoding="utf-8"))
+
+
+def _savez(path: Path, arrays: Mapping[str, Any]) -> None:
+    with path.open("wb") as file:  # given a path, numpy would add an ending to the temporary name
+        np.savez(file, **arrays)
 
 
 def _published(figures: Mapping[str, float], name: str) -> str:

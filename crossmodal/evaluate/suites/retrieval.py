@@ -6,11 +6,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
 from torch import Tensor
 from typing_extensions import Self
 
-from crossmodal.data.captions import Caption, read_captions
+from crossmodal.data.caption_tables import is_records_folder, open_captions
+from crossmodal.data.captions import Caption
 from crossmodal.data.picture_sources import coco_number
+from crossmodal.errors import DataError
 from crossmodal.evaluate.positives import Positives, columns_from_lists
 from crossmodal.evaluate.ranks import ranks
 from crossmodal.evaluate.recall import KS, recall
@@ -24,12 +27,12 @@ from .shuffles import MAX_WORDS, pre_caption
 
 @suite("retrieval")
 def retrieval(data: Path, *, split: str | None = None, positives: Path | None = None) -> Retrieval:
-    """A caption file of any format that `crossmodal data texts` reads.
+    """A caption file of any format that a recipe's `texts` may name.
 
     split: only these captions, where the file has splits. positives: the folder of ECCV Caption's data, for the 25,000
     captions of COCO's Karpathy test: recalls by CxC's and by ECCV's positives too, R-precision and mAP@R.
     """
-    captions, _ = read_captions(data, split=split)
+    captions = _captions(data, split)
     tables = read_tables(positives, captions, data) if positives else {}
     return Retrieval(captions, tables)
 
@@ -37,8 +40,14 @@ def retrieval(data: Path, *, split: str | None = None, positives: Path | None = 
 @suite("aro_retrieval")
 def aro_retrieval(data: Path, *, split: str | None = None) -> Retrieval:
     """The same with captions cleaned and cut to 30 words, as ARO's code does."""
-    captions, _ = read_captions(data, split=split)
-    return Retrieval([replace(c, sentence=pre_caption(c.sentence, MAX_WORDS)) for c in captions])
+    return Retrieval([replace(c, sentence=pre_caption(c.sentence, MAX_WORDS)) for c in _captions(data, split)])
+
+
+def _captions(data: Path, split: str | None) -> list[Caption]:
+    if data.is_dir() and not is_records_folder(data):
+        raise DataError(f"{data} is no file of captions; a text database is evaluated by `crossmodal test`")
+    texts = open_captions(data, split=split)
+    return [Caption(id, texts.image_of[id], str(texts[id].sentence)) for id in texts.ids]
 
 
 @dataclass(frozen=True)
@@ -70,7 +79,12 @@ class Retrieval(Test):
         rows = recalls(scores, [[column[caption.image]] for caption in self.captions])
         for name, table in self.tables.items():
             rows |= {f"{name} {key}": row for key, row in self._by(table, scores).items()}
-        return Answers(rows)
+        arrays = {
+            "scores": scores.float().numpy(),
+            "text_ids": np.array([caption.id for caption in self.captions]),
+            "image_ids": np.array(list(column)),
+        }
+        return Answers(rows, arrays=arrays)
 
     def _by(self, table: Table, scores: Tensor) -> Rows:
         """Recalls and precisions by a table, among the captions that it knows and all images."""

@@ -35,13 +35,17 @@ def run_suite(
     if names and (not skip_missing or len(names) == whole):
         advice = "" if len(names) == whole else ", or leave out with --skip-missing what asks about them"
         raise DataError(
-            f"{len(names)} of the {whole} images that {name} asks about are missing (first: {', '.join(names[:3])}); "
+            f"{len(names):,} of the {whole:,} images that {name} asks about are missing "
+            f"(first: {', '.join(names[:3])}); "
             f"complete the folder or database{advice}"
         )
     kept = test.without(missing) if missing else test
     if not kept.size:
         raise DataError(f"the files of {name} hold no question; check that they are the published ones")
     left_out = test.size - kept.size
+    log.info("%s: %s questions, %s images", name, f"{kept.size:,}", f"{len({p.name for p in kept.pictures}):,}")
+    if names:
+        log.warning("missing images: %s; questions left out: %s", f"{len(names):,}", f"{left_out:,}")
     return Outcome(name, kept.ask(judge), test.ties, kept.size, left_out, names, test.shown, test.note)
 
 
