@@ -1,4 +1,4 @@
-"""`crossmodal doctor` in processes of its own: on a healthy machine, and where one thing is broken."""
+"""`crossmodal doctor` in processes of its own on a healthy machine, and in this one where one thing is broken."""
 
 from __future__ import annotations
 
@@ -6,14 +6,20 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from crossmodal.doctor import NOTE, OK, PROBLEM, Finding, Launcher, distributed, folder, launch, launcher, runs_on
+from crossmodal.model import fused
+
+from .commands import command
 
 DOCTOR = [sys.executable, "-m", "crossmodal.cli", "doctor"]
+Found = dict[str, dict[str, str]]
+Doctor = Callable[..., Found]
 LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -28,15 +34,46 @@ def run(command: list[str], cwd: Path, packages: Path | None = None, **variables
     return done
 
 
-def doctor(
-    cwd: Path, *words: object, packages: Path | None = None, **variables: str
-) -> tuple[int, dict[str, dict[str, str]]]:
-    """The exit code and the findings by subject, of one subject the last."""
-    done = run([*DOCTOR, "--json", *map(str, words)], cwd, packages, **variables)
-    told: dict[str, Any] = json.loads(done.stdout)
-    assert told["healthy"] == (done.returncode == 0)
+def findings(code: int, printed: str) -> Found:
+    """The findings by subject, of one subject the last."""
+    told: dict[str, Any] = json.loads(printed)
+    assert told["healthy"] == (code == 0)
     assert told["healthy"] == all(finding["level"] != PROBLEM for finding in told["findings"])
-    return done.returncode, {finding["subject"]: finding for finding in told["findings"]}
+    return {finding["subject"]: finding for finding in told["findings"]}
+
+
+@pytest.fixture
+def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder whose packages come before those that are installed; it has a horovod that is imported at once."""
+    folder = tmp_path / "packages"
+    horovod(folder, "\n".join(f"def {name}_built(): return {name == 'gloo'}" for name in ("gloo", "nccl", "mpi")))
+    for name in (*LAUNCHED, *(name for name in os.environ if name.startswith("HOROVOD_"))):
+        monkeypatch.delenv(name, raising=False)
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("horovod", "apex", "torchvision")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(folder)
+    fused.probe.cache_clear()
+    yield folder
+    fused.probe.cache_clear()
+
+
+def horovod(packages: Path, program: str) -> Path:
+    """The package, whose part for torch is `program`."""
+    write(packages / "horovod" / "__init__.py", "__version__ = '0.28.1'")
+    write(packages / "horovod" / "torch" / "__init__.py", program)
+    return packages / "horovod"
+
+
+@pytest.fixture
+def doctor(packages: Path, capsys: pytest.CaptureFixture[str]) -> Doctor:
+    """What ``crossmodal doctor words...`` finds in this process; it exits with `code`."""
+
+    def examined(*words: object, code: int = 1) -> Found:
+        assert command("doctor", "--json", *words) == code
+        return findings(code, capsys.readouterr().out)
+
+    return examined
 
 
 def write(path: Path, content: str) -> None:
@@ -97,7 +134,7 @@ def test_other_ranks_are_silent(tmp_path: Path) -> None:
 # --- one thing is broken -----------------------------------------------------------------------------------------
 
 
-def test_damaged_databases(tiny_world: Path, tmp_path: Path) -> None:
+def test_damaged_databases(doctor: Doctor, tiny_world: Path, tmp_path: Path) -> None:
     images = tiny_world / "regions" / "val" / "feat_th0.2_max100_min10"
     for name in ("cut", "empty", "html"):
         write(tmp_path / name / "meta.json", "{}")
@@ -107,8 +144,7 @@ def test_damaged_databases(tiny_world: Path, tmp_path: Path) -> None:
     write(tmp_path / "html" / "data.mdb", "<html>404 Not Found</html>" * 1000)
     (tmp_path / "html" / "meta.json").unlink()
     words = [tmp_path / "cut", tmp_path / "empty", tmp_path / "html", tmp_path / "none", images]
-    code, found = doctor(tmp_path, *words)
-    assert code == 1
+    found = doctor(*words)
     cut = found[str(tmp_path / "cut")]
     assert cut["level"] == PROBLEM and f"{tmp_path / 'cut' / 'data.mdb'} is damaged (it is cut short" in cut["found"]
     assert "is not a whole text database: id2len.json" in found[str(tmp_path / "empty")]["found"]
@@ -123,15 +159,14 @@ def test_a_database_whose_name_is_no_text(tmp_path: Path) -> None:
     assert b"PROBLEM  \\udcff: \\udcff does not exist" in done.stdout
 
 
-def test_a_folder_of_databases_one_of_which_is_damaged(tiny_world: Path, tmp_path: Path) -> None:
+def test_a_folder_of_databases_one_of_which_is_damaged(doctor: Doctor, tiny_world: Path, tmp_path: Path) -> None:
     for split in ("val", "test"):
         for file in (tiny_world / "texts" / f"{split}.db").iterdir():
             target = tmp_path / "texts" / f"{split}.db" / file.name
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(file.read_bytes())
     write(tmp_path / "texts" / "val.db" / "img2txts.json", "{}")
-    code, found = doctor(tmp_path, tmp_path / "texts")
-    assert code == 1
+    found = doctor(tmp_path / "texts")
     assert "are not listed under their image" in only_problem(found, str(tmp_path / "texts" / "val.db"))
     assert found[str(tmp_path / "texts" / "test.db")]["level"] == OK
 
@@ -144,51 +179,35 @@ def test_a_folder_of_databases_one_of_which_is_damaged(tiny_world: Path, tmp_pat
         ("print('Extension horovod.torch has not been built')", "has no attribute 'gloo_built'"),
     ],
 )
-def test_a_broken_horovod(tmp_path: Path, program: str, why: str) -> None:
-    write(tmp_path / "packages" / "horovod" / "__init__.py", "__version__ = '0.28.1'")
-    write(tmp_path / "packages" / "horovod" / "torch" / "__init__.py", program)
-    code, found = doctor(tmp_path, packages=tmp_path / "packages")
-    assert code == 1
-    said = only_problem(found, "horovod")
+def test_a_broken_horovod(doctor: Doctor, packages: Path, program: str, why: str) -> None:
+    horovod(packages, program)
+    said = only_problem(doctor(), "horovod")
     assert "installed, but cannot be imported" in said and why in said and "scripts/build_horovod.sh" in said
 
 
-def test_a_horovod_of_another_torch(tmp_path: Path) -> None:
-    package = tmp_path / "packages" / "horovod"
-    write(package / "__init__.py", "__version__ = '0.28.1'")
-    built = "\n".join(
-        f"def {name}_built(): return {is_}" for name, is_ in (("gloo", True), ("nccl", 0), ("mpi", False))
-    )
-    write(package / "torch" / "__init__.py", built)
-    write(package / "metadata.json", json.dumps({"pytorch": "1.13.1"}))
-    code, found = doctor(tmp_path, packages=tmp_path / "packages")
-    assert code == 1
-    assert "0.28.1 with gloo, built for torch 1.13.1, not " in only_problem(found, "horovod")
+def test_a_horovod_of_another_torch(doctor: Doctor, packages: Path) -> None:
+    write(packages / "horovod" / "metadata.json", json.dumps({"pytorch": "1.13.1"}))
+    assert "0.28.1 with gloo, built for torch 1.13.1, not " in only_problem(doctor(), "horovod")
 
 
-def test_an_apex_that_is_not_nvidias(tmp_path: Path) -> None:
-    write(tmp_path / "packages" / "apex" / "__init__.py", "from pyramid_mailer.interfaces import IMailer")
-    write(tmp_path / "packages" / "apex" / "views.py", "")
-    code, found = doctor(tmp_path, packages=tmp_path / "packages")
-    assert code == 1
-    assert "`pip uninstall apex`" in only_problem(found, "apex")
+def test_an_apex_that_is_not_nvidias(doctor: Doctor, packages: Path) -> None:
+    write(packages / "apex" / "__init__.py", "from pyramid_mailer.interfaces import IMailer")
+    write(packages / "apex" / "views.py", "")
+    assert "`pip uninstall apex`" in only_problem(doctor(), "apex")
 
 
-def test_a_torchvision_that_cannot_be_imported_is_a_note(tmp_path: Path) -> None:
+def test_a_torchvision_that_cannot_be_imported_is_a_note(doctor: Doctor, packages: Path) -> None:
     broken = "raise RuntimeError('operator torchvision::nms does not exist')"
-    write(tmp_path / "packages" / "torchvision" / "__init__.py", broken)
-    code, found = doctor(tmp_path, packages=tmp_path / "packages")
-    assert code == 0
+    write(packages / "torchvision" / "__init__.py", broken)
+    found = doctor(code=0)
     assert found["torchvision"]["level"] == NOTE
     assert "torchvision::nms does not exist" in found["torchvision"]["found"]
 
 
-def test_an_old_torch(tmp_path: Path) -> None:
+def test_an_old_torch(doctor: Doctor, packages: Path) -> None:
     stated = "Metadata-Version: 2.1\nName: torch\nVersion: 2.5.1+cpu\n"
-    write(tmp_path / "packages" / "torch-2.5.1+cpu.dist-info" / "METADATA", stated)
-    code, found = doctor(tmp_path, packages=tmp_path / "packages")
-    assert code == 1
-    assert only_problem(found, "torch") == (
+    write(packages / "torch-2.5.1+cpu.dist-info" / "METADATA", stated)
+    assert only_problem(doctor(), "torch") == (
         "2.5.1+cpu is too old; crossmodal needs 2.6 or newer; `pip install 'torch>=2.6'`"
     )
 
@@ -197,8 +216,10 @@ def test_a_torch_that_cannot_be_imported(tiny_world: Path, tmp_path: Path) -> No
     write(
         tmp_path / "packages" / "torch" / "__init__.py", "raise OSError('libtorch_cpu.so: cannot open shared object')"
     )
-    code, found = doctor(tmp_path, tiny_world / "texts" / "val.db", packages=tmp_path / "packages")
-    assert code == 1
+    words = ["--json", str(tiny_world / "texts" / "val.db")]
+    done = run([*DOCTOR, *words], tmp_path, packages=tmp_path / "packages")
+    found = findings(done.returncode, done.stdout)
+    assert done.returncode == 1
     assert "cannot be imported (libtorch_cpu.so" in found["torch"]["found"]
     assert "horovod" not in found
 

@@ -31,18 +31,17 @@ def recipe(world: Path, file: Path, steps: int, **changes: Any) -> Path:
 
 
 @pytest.fixture(scope="module")
-def whole(request: pytest.FixtureRequest, tiny_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(tiny_world: Path, kills: Callable[..., int], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An unbroken run."""
     folder = tmp_path_factory.mktemp("whole")
-    kills = 50 if request.config.getoption("--soak") else 5
-    return run_to_the_end(recipe(tiny_world, folder / "r.yaml", STEPS_A_KILL * kills), folder / "run")
+    return run_to_the_end(recipe(tiny_world, folder / "r.yaml", STEPS_A_KILL * kills(50, 3)), folder / "run")
 
 
 def test_a_command_that_is_killed_and_repeated_ends_as_an_unbroken_one(
-    tiny_world: Path, whole: Path, tmp_path: Path, kills: Callable[[int], int], record_property: Record
+    tiny_world: Path, whole: Path, tmp_path: Path, kills: Callable[..., int], record_property: Record
 ) -> None:
     """At random moments after training began. What is repeated is ``train_itm.py ... --resume``."""
-    wanted, draw = kills(50), random.Random(0)
+    wanted, draw = kills(50, 3), random.Random(0)
     source = recipe(tiny_world, tmp_path / "r.yaml", STEPS_A_KILL * wanted)
     broken, log = tmp_path / "broken", tmp_path / "broken.log"
     done = saving = 0
@@ -69,11 +68,11 @@ def test_a_kill_at_any_change_on_the_disk_loses_nothing(
     tiny_world: Path,
     whole: Path,
     tmp_path: Path,
-    kills: Callable[[int], int],
+    kills: Callable[..., int],
     record_property: Record,
 ) -> None:
     """At random moments with a worker, and before a file or folder is opened for writing, renamed or removed."""
-    wanted = kills(50)
+    wanted = kills(50, 3)
     source = recipe(tiny_world, tmp_path / "r.yaml", STEPS_A_KILL * wanted, workers=workers)
     broken = tmp_path / "broken"
     worker = [sys.executable, "-m", "tests.train.kill_worker", kind, str(source), str(broken), str(wanted)]

@@ -13,11 +13,23 @@ import torch
 from crossmodal.data.samplers import GlobalOrder
 from crossmodal.evaluate.results import load_results
 from crossmodal.train.distributed import OneProcess
+from crossmodal.train.trainer import drawn_stream
 
 from ..commands import command
 from ..launchers import LAUNCHERS, run
 from ..recipes import tiny_recipe, write_recipe
-from .dist_worker import ALONE, ANCHORS, CASES, GLOBAL_BATCH, STEPS, cases_of, losses_of, run_case, write_few
+from .dist_worker import (
+    ALONE,
+    ANCHORS,
+    CASES,
+    GLOBAL_BATCH,
+    STEPS,
+    cases_of,
+    losses_of,
+    make_recipe,
+    run_case,
+    write_few,
+)
 from .exchanges import TYPES, rows
 
 pytestmark = pytest.mark.dist
@@ -67,10 +79,14 @@ def many(launch: str, launched: Callable[[str], list[Found]]) -> list[Found]:
 @pytest.mark.parametrize("world", [2, 3])
 def test_the_cases_hold_an_update_for_which_some_rank_has_no_anchor(world: int) -> None:
     batch = GLOBAL_BATCH // world
-    orders = [GlobalOrder(ANCHORS, batch, seed=1, stream="0", rank=rank, world=world) for rank in range(world)]
+    orders = [GlobalOrder(ANCHORS, batch, seed=14, stream="0", rank=rank, world=world) for rank in range(world)]
     counts = [[len(order.slice(step)[1]) for order in orders] for step in range(STEPS)]
-    assert counts[4] == [1] + [0] * (world - 1)
-    assert counts[:4] + counts[5:] == 6 * [world * [batch]]
+    assert counts == [world * [batch], [1] + [0] * (world - 1), world * [batch]]
+
+
+def test_the_mixed_case_draws_both_of_its_streams(tiny_world: Path, few: Path, tmp_path: Path) -> None:
+    mixed = make_recipe("mixed", tiny_world, few, 1, tmp_path)
+    assert {drawn_stream(mixed, step) for step in range(STEPS)} == {0, 1}
 
 
 @every_launch
@@ -116,9 +132,10 @@ def test_weights_are_those_of_one_process(case: str, one: Found, many: list[Foun
         for name, weight in one[case]["losses"].items():
             assert float((rank[case]["losses"][name] - weight).abs().max()) <= CASES[case].close
             assert not weight.eq(3).any()  # the scale was learnt
-    # Training moved them by many times more than the bound.
+    # Training moved them by many times more than the bound, but for those whose gradients cancel.
     moved = [name for name, weight in expected.items() if float((weight - initial[name]).abs().max()) > 1e-3]
-    assert len(moved) == len(expected) - len(one[case]["unused"]) or len(moved) > 30
+    unmoved = expected.keys() - {*moved, *one[case]["unused"]}
+    assert all(name.endswith(("attention.self.key.bias", "rank_output.bias")) for name in unmoved), unmoved
 
 
 @every_case
@@ -176,7 +193,7 @@ def test_parameters_that_no_rank_uses_are_left_alone_by_weight_decay(case: str, 
 @every_case
 def test_scores_shared_out_over_ranks_are_those_of_one_process(case: str, one: Found, many: list[Found]) -> None:
     expected = one[case]["scores"]
-    assert len(expected) == ANCHORS and expected.std() > 1e-3
+    assert expected.shape == (ANCHORS, ANCHORS) and expected.std() > 1e-3
     for rank in many:
         assert float((rank[case]["scores"] - expected).abs().max()) <= CASES[case].close
         assert rank[case]["metrics"] == one[case]["metrics"]

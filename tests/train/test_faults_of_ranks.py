@@ -14,13 +14,14 @@ import torch
 
 from crossmodal.data.samplers import GlobalOrder
 from crossmodal.model.checksums import check_sums
-from crossmodal.train import checkpoints
+from crossmodal.train import checkpoints, trainer
 from crossmodal.train.recipe import parse_recipe
 from crossmodal.train.setup import open_data
 
 from ..launchers import ROOT, run, torchrun
 from ..recipes import write_recipe
-from .runs import Job, assert_same, assert_same_run, exit_codes, hidden, of_two_ranks, recipe
+from .rank_worker import Noted
+from .runs import Job, assert_same, assert_same_run, exit_codes, hidden, of_two_ranks, recipe, train
 
 pytestmark = pytest.mark.dist
 
@@ -171,18 +172,18 @@ def test_a_loader_process_that_is_killed_on_one_rank_names_what_it_was_reading(
     assert exit_codes(done.stderr) == {0: 75, 1: 2}
 
 
-def test_other_ranks_go_on_with_what_an_epoch_has_left(tiny_world: Path, tmp_path: Path) -> None:
+def test_other_ranks_go_on_with_what_an_epoch_has_left(
+    tiny_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Of 72 anchors two ranks see 30, three 24, and one process the other 18, with its own batches."""
     values = recipe(tiny_world, streams=[{"data": {"use": "train", "draw": "masked_words"}, **MATCHED}],
                     accumulate=1, validation=None, keep=9)  # fmt: skip
-    python = [torchrun(1)[0]]
-    for launcher, batch, steps, resume in (
-        (torchrun(2), 5, 3, []),
-        (torchrun(3), 4, 5, ["--resume"]),
-        (python, 7, 9, ["--resume"]),
-    ):
-        done, notes = train_noted({**values, "batch": batch, "steps": steps}, tmp_path, launcher, *resume)
+    for ranks, batch, steps, resume in ((2, 5, 3, []), (3, 4, 5, ["--resume"])):
+        done, notes = train_noted({**values, "batch": batch, "steps": steps}, tmp_path, torchrun(ranks), *resume)
         assert done.returncode == 0, done.stderr
+    monkeypatch.setattr(trainer, "StreamLoader", Noted)
+    monkeypatch.setattr(Noted, "notes", notes, raising=False)
+    train({**values, "batch": 7, "steps": 9}, tmp_path / "run", resume=True)
     rows = [json.loads(line) for file in notes.glob("*.jsonl") for line in file.read_text().splitlines()]
     seen = [[id for row in rows if row["epoch"] == epoch for id in row["ids"]] for epoch in (0, 1)]
     assert sorted(seen[0]) == sorted(f"train_{image:02d}_{n}" for image in range(24) for n in range(3))

@@ -43,7 +43,9 @@ def assert_whole(run: Path, step: int) -> None:
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "training.pt", "metrics.jsonl"])
-def test_a_file_that_cannot_become_so_large(file: str, values: dict[str, Any], whole: Path, tmp_path: Path) -> None:
+def test_a_file_that_cannot_become_so_large(
+    file: str, values: dict[str, Any], whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """A limit on the size of files ends writing as a full disk does, in the middle of the file."""
     source, run = write_recipe(tmp_path / "r.yaml", values), tmp_path / "run"
     dying = Dying(parse_recipe(values), run)
@@ -58,9 +60,9 @@ def test_a_file_that_cannot_become_so_large(file: str, values: dict[str, Any], w
         "model.safetensors": sizes["model.safetensors"] - 100,
         "metrics.jsonl": resumed + 300,  # a step's rows, and part of the next one's
     }
-    done = limited(limits[file], "train", "--config", source, "--output", run, "--resume")
-    assert done.returncode == 2, done.stderr
-    said = one_sentence(done.stderr)
+    with limited(limits[file]):
+        assert command("train", "--config", source, "--output", run, "--resume") == 2
+    said = one_sentence(capsys.readouterr().err)
     name = "metrics.jsonl" if file == "metrics.jsonl" else "checkpoints/step_9"
     assert said.startswith(f"error: {run / name} could not be written: file too large (this process may write files of")
     assert said.endswith("free some space and repeat the command, for training with --resume")
