@@ -16,6 +16,7 @@ from crossmodal.data.negatives.records import read_records
 from crossmodal.data.scenes import sample_world
 
 from .commands import command
+from .data.negatives.words import masked_model
 from .data.picture_files import write_csv
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -44,21 +45,10 @@ validation: {{data: test, every: {STEPS}}}
 """
 
 
-def masked_model(folder: Path, sentences: list[str]) -> Path:
+def language_model(folder: Path, sentences: list[str]) -> Path:
     """A masked language model of random weights that knows the words of these sentences."""
-    from transformers import BertConfig, BertForMaskedLM, BertTokenizerFast
-
     words = sorted({word for sentence in sentences for word in re.findall("[a-z]+", sentence.lower())})
-    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", *words]
-    folder.mkdir()
-    (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n")
-    BertTokenizerFast(vocab=str(folder / "vocab.txt"), vocab_file=str(folder / "vocab.txt")).save_pretrained(folder)
-    config = BertConfig(
-        vocab_size=len(vocabulary), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
-        max_position_embeddings=128,
-    )  # fmt: skip
-    BertForMaskedLM(config).save_pretrained(folder)
-    return folder
+    return masked_model(folder, ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", *words], positions=128)
 
 
 def fine_tune(merges: str) -> None:
@@ -68,7 +58,7 @@ def fine_tune(merges: str) -> None:
     captions = content["annotations"]
     rows = [(str(c["id"]), names[c["image_id"]], c["caption"]) for c in captions]
     write_csv(Path("captions.csv"), [("id", "filepath", "title"), *rows])
-    model = masked_model(Path("bert"), [c["caption"] for c in captions])
+    model = language_model(Path("bert"), [c["caption"] for c in captions])
     assert command("data", "negatives", "captions.json", "--fill", model, "--output", "wrong.jsonl") == 0
     records = read_records(Path("wrong.jsonl"))
     assert len(records) == len(captions) and any(all(record.valid) for record in records)

@@ -104,7 +104,7 @@ def _write(folder: Path, seed: int, counts: dict[str, int], workers: int) -> Non
         (folder / f"places_{split}.json").write_text(json.dumps({"images": images, "annotations": places}))
         (folder / f"negatives_{split}.json").write_text(json.dumps(negatives, indent=1))
         if split == "train":
-            sentences = [record.caption for record in records] + [place["caption"] for place in places]
+            sentences = [record.caption for record in records] + [said["caption"] for said in places]
             train_merges(sentences, _MERGES).save(folder)
 
 

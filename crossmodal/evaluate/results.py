@@ -101,13 +101,14 @@ def save_results(
     }
     text = json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     (folder / "results.json").unlink(missing_ok=True)  # of an earlier run: it must not vouch for these scores
-    write_whole(folder / "scores.npz", lambda temporary: _savez(temporary, matrices))
-    write_whole(folder / "ranks.npz", lambda temporary: _savez(temporary, per_query))
+    write_whole(folder / "scores.npz", lambda temporary: savez(temporary, matrices))
+    write_whole(folder / "ranks.npz", lambda temporary: savez(temporary, per_query))
     write_whole(folder / "results.json", lambda temporary: temporary.write_text(text, encoding="utf-8"))
     return folder
 
 
-def _savez(path: Path, arrays: Mapping[str, Any]) -> None:
+def savez(path: Path, arrays: Mapping[str, Any]) -> None:
+    """Write arrays to a file of exactly this name."""
     with path.open("wb") as file:  # given a path, numpy would add an ending to the temporary name
         np.savez(file, **arrays)
 

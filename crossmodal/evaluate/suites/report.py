@@ -9,10 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from crossmodal.evaluate.plots import plot_suite, save_figure
-from crossmodal.evaluate.results import text_table
+from crossmodal.evaluate.results import savez, text_table
 from crossmodal.files import write_whole
 
 from .items import Answers
@@ -97,7 +95,7 @@ def save(folder: Path, outcome: Outcome, label: str, settings: Mapping[str, Any]
     if lines:
         write_whole(folder / "scores.jsonl", lambda path: path.write_text(lines, encoding="utf-8"))
     if outcome.answers.arrays:
-        write_whole(folder / "scores.npz", lambda path: _savez(path, outcome.answers.arrays))
+        write_whole(folder / "scores.npz", lambda path: savez(path, outcome.answers.arrays))
     values = {label: {name: row.value for name, row in outcome.summary.items()}}
     for system, figures in published.items():
         values[f"{system} (published)"] = {name: figures[name] / 100 for name in outcome.summary if name in figures}
@@ -105,11 +103,6 @@ def save(folder: Path, outcome: Outcome, label: str, settings: Mapping[str, Any]
     save_figure(figure, folder / f"{outcome.suite}.png")
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     return write_whole(folder / "results.json", lambda path: path.write_text(text, encoding="utf-8"))
-
-
-def _savez(path: Path, arrays: Mapping[str, Any]) -> None:
-    with path.open("wb") as file:  # given a path, numpy would add an ending to the temporary name
-        np.savez(file, **arrays)
 
 
 def _published(figures: Mapping[str, float], name: str) -> str:

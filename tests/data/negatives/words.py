@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -40,17 +41,17 @@ def tagged(caption: str) -> Tagged:
     return found
 
 
-def masked_model(folder: Path, seed: int = 0) -> Path:
-    """A tiny BERT of VOCABULARY with its tokenizer."""
+def masked_model(folder: Path, vocabulary: Sequence[str] = VOCABULARY, *, positions: int = 24, seed: int = 0) -> Path:
+    """A tiny BERT of these words with its tokenizer."""
     from transformers import BertConfig, BertForMaskedLM, BertTokenizerFast
 
     folder.mkdir()
-    (folder / "vocab.txt").write_text("\n".join(VOCABULARY) + "\n")
+    (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n")
     BertTokenizerFast(vocab_file=str(folder / "vocab.txt"), vocab=str(folder / "vocab.txt")).save_pretrained(folder)
     torch.manual_seed(seed)
     config = BertConfig(
-        vocab_size=len(VOCABULARY), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
-        max_position_embeddings=24,
+        vocab_size=len(vocabulary), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
+        max_position_embeddings=positions,
     )  # fmt: skip
     BertForMaskedLM(config).save_pretrained(folder)
     return folder
