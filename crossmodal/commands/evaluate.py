@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,8 +14,6 @@ from crossmodal.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
     from crossmodal.model.base import Model
-
-_MERGES = "bpe_simple_vocab_16e6.txt.gz"
 
 
 def evaluate(
@@ -155,6 +152,7 @@ def _model(
     of the databases.
     """
     from crossmodal.data.batches import Regions
+    from crossmodal.data.clip_tokenizer import merges_in
     from crossmodal.data.corpus import Corpus
     from crossmodal.model.base import registered
     from crossmodal.model.checkpoints import find_checkpoint, is_ours, load
@@ -185,18 +183,8 @@ def _model(
     if strange is not None:
         raise ConfigError(f"--set {strange!r} is not of the model; write model.config.key=value")
     own = [change.removeprefix("model.") for change in changes]
-    merges = tokenizer or _merges_beside(checkpoint)
-    spec = ModelSpec(use=name, checkpoint=CheckpointSpec(path=str(checkpoint)), tokenizer=merges)
+    if tokenizer is None:
+        beside = merges_in(checkpoint if checkpoint.is_dir() else checkpoint.parent)
+        tokenizer = None if beside is None else str(beside)
+    spec = ModelSpec(use=name, checkpoint=CheckpointSpec(path=str(checkpoint)), tokenizer=tokenizer)
     return build_model(changed_part(spec, own), lambda: Corpus([]))
-
-
-def _merges_beside(checkpoint: Path) -> str | None:
-    """CLIP's merges in the folder of published weights, as Hugging Face's folders hold them.
-
-    Raises ConfigError where there are none, and no package has them.
-    """
-    folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
-    found = next((str(p) for p in (folder / "merges.txt", folder / _MERGES) if p.is_file()), None)
-    if found is None and find_spec("open_clip") is None:  # which brings them
-        raise ConfigError(f"{checkpoint} has no merges of CLIP beside it; give {_MERGES} or merges.txt as --tokenizer")
-    return found

@@ -167,15 +167,20 @@ def load_clip_tokenizer(source: str | os.PathLike[str] | None = None) -> ClipTok
         source = _installed()
     path = Path(source).expanduser()
     if path.is_dir():
-        found = [path / name for name in _FILES if (path / name).is_file()]
-        if not found:
+        found = merges_in(path)
+        if found is None:
             raise ConfigError(f"folder {path} holds none of {', '.join(_FILES)}; {_HOW}")
-        path = found[0]
+        path = found
     elif not path.is_file():
         if path.suffix in {".txt", ".gz", ".json"} or not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", str(source)):
             raise ConfigError(f"there are no merges of CLIP at {source}; {_HOW}")
         path = _from_hub(str(source))
     return ClipTokenizer(_read_json(path) if path.suffix == ".json" else _read_merges(path))
+
+
+def merges_in(folder: Path) -> Path | None:
+    """The file of merges in a folder, as CLIP's and Hugging Face's folders hold one."""
+    return next((folder / name for name in _FILES if (folder / name).is_file()), None)
 
 
 def _installed() -> Path:

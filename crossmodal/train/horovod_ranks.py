@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,8 @@ from .gradients import Gradients
 if TYPE_CHECKING:
     from .micro_step import MicroStep
     from .recipe import DistributedSpec
+
+_NAP = 0.0002  # seconds
 
 
 class HorovodRanks(ManyRanks):
@@ -94,13 +97,20 @@ class HorovodRanks(ManyRanks):
         self._hvd.shutdown()
 
     def _add_up(self, x: Tensor) -> None:
-        self._hvd.allreduce_(x, op=self._hvd.Sum)
+        self._wait(self._hvd.allreduce_async_(x, op=self._hvd.Sum))
 
     def _send(self, x: Tensor) -> None:
-        self._hvd.broadcast_(x, root_rank=0)
+        self._wait(self._hvd.broadcast_async_(x, root_rank=0))
 
     def _rows(self, x: Tensor, counts: Sequence[int]) -> Tensor:
-        return self._hvd.allgather(x)
+        gathered: Tensor = self._wait(self._hvd.allgather_async(x))
+        return gathered
+
+    def _wait(self, handle: int) -> Any:
+        """What an exchange gives. Horovod's own waiting keeps a core busy, which the other ranks may need."""
+        while not self._hvd.poll(handle):
+            time.sleep(_NAP)
+        return self._hvd.synchronize(handle)
 
     def _objects(self, value: Any) -> list[Any]:
         return self._hvd.allgather_object(value, name="objects")  # by itself it takes the type, which may differ

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import random
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from crossmodal.data.batches import Batch
@@ -283,10 +284,14 @@ class Trainer:
         log.info("resumed from %s at step %d of %d", folder, self.step, self.steps)
 
     def _agree_on_weights(self, modules: nn.ModuleList) -> None:
-        """Rank 0's, should machines initialise differently."""
-        with torch.no_grad():
-            for tensor in (*self.model.state_dict().values(), *modules.state_dict().values()):
-                tensor.copy_(self.ranks.broadcast(tensor))
+        """Rank 0's, should machines initialise differently; one exchange for each type."""
+        by_type: dict[torch.dtype, list[Tensor]] = defaultdict(list)
+        for tensor in (*self.model.state_dict().values(), *modules.state_dict().values()):
+            by_type[tensor.dtype].append(tensor)
+        for tensors in by_type.values() if self.ranks.size > 1 else ():
+            flat = self.ranks.broadcast(torch.cat([tensor.flatten() for tensor in tensors]))
+            for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+                tensor.copy_(part.view_as(tensor))
 
     def loaders(self) -> list[StreamLoader]:
         """What hands out the batches of each stream from this step on."""

@@ -78,8 +78,8 @@ def test_published_weights_of_clip_with_what_lies_beside_them(
     theirs, out = tmp_path / "theirs", tmp_path / "out"
     assert command("export", tmp_path / "best", "--layout", "huggingface", "--output", theirs) == 0
     words = ["evaluate", "--suite", "sugarcrepe", "--data", crepe, "--checkpoint", theirs]
-    monkeypatch.setattr("crossmodal.commands.evaluate.find_spec", lambda name: None)  # as without open_clip
-    assert "has no merges of CLIP beside it; give bpe_simple" in refused(capsys, *words)
+    monkeypatch.setattr("crossmodal.data.clip_tokenizer.find_spec", lambda name: None)  # as without open_clip
+    assert "named neither by model.tokenizer nor by --tokenizer, and open_clip" in refused(capsys, *words)
     shutil.copy(tmp_path / "best" / "merges.txt", theirs)
     assert command(*words, "--output", out) == 0
     assert json.loads((out / "results.json").read_text())["settings"]["config"]["quick_gelu"] is True
