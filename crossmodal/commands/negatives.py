@@ -41,7 +41,7 @@ Published = Annotated[bool, typer.Option("--published", help="ce-clip: with the 
 
 
 def negatives(
-    source: Annotated[Path, typer.Argument(help="COCO or Karpathy JSON, a Flickr token file, or a TSV.")],
+    source: Annotated[Path, typer.Argument(help="COCO or Karpathy JSON, a Flickr token file, or a table.")],
     output: Output,
     like: Liked = Like.ce_clip,
     fill: Filled = None,
@@ -60,7 +60,7 @@ def negatives(
 
     import torch
 
-    from crossmodal.data.captions import read_captions
+    from crossmodal.data.caption_tables import read_any_captions
     from crossmodal.data.negatives.fill import MaskedFill
     from crossmodal.data.negatives.make import ce_clip_records, negclip_rows
     from crossmodal.data.negatives.records import write_records
@@ -79,7 +79,7 @@ def negatives(
     if (checkpoint is None) != (images is None):
         raise ConfigError("hard images need both --checkpoint and --images")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    captions, _ = read_captions(source, format=format, split=split)
+    captions = read_any_captions(source, format=format, split=split)
     tags = open_tagger(tagger.value, spacy_model, noun_phrases=like is Like.negclip)
     if like is Like.ce_clip:
         assert fill is not None

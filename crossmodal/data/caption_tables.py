@@ -106,6 +106,16 @@ def open_captions(
     )
 
 
+def read_any_captions(path: Path, *, format: str | None = None, split: str | None = None) -> list[Caption]:
+    """Every caption of a file that `open_captions` opens; `format` as of `read_captions`.
+
+    Raises as these two do.
+    """
+    if format is not None:
+        return read_captions(path, format=format, split=split)[0]
+    return _read(path, split, {}).captions
+
+
 def is_records_folder(path: Path) -> bool:
     """Whether it is a folder of CE-CLIP's ``.npy`` files."""
     return path.is_dir() and not (path / "data.mdb").exists() and next(path.glob("*.npy"), None) is not None
@@ -161,14 +171,14 @@ def _of_negclip(rows: Sequence[TableRow]) -> _Content:
 
 def _of_table(text: str, path: Path, columns: Mapping[str, str | None]) -> _Content:
     """A caption's id is the cell of a column ``id``, or the number of its row."""
-    separator = columns["separator"] or ("\t" if "\t" in text.split("\n", 1)[0] else ",")
+    separator = columns.get("separator") or ("\t" if "\t" in text.split("\n", 1)[0] else ",")
     if len(separator) != 1:
         raise ConfigError(f'separator {separator!r} is not one character; write a tab as "\\t"')
     rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=separator != "\t")
     try:
         names = rows.fieldnames or []
-        image = _column(columns["image"], IMAGE_COLUMNS, names, path, "image_column")
-        caption = _column(columns["caption"], CAPTION_COLUMNS, names, path, "caption_column")
+        image = _column(columns.get("image"), IMAGE_COLUMNS, names, path, "image_column")
+        caption = _column(columns.get("caption"), CAPTION_COLUMNS, names, path, "caption_column")
         found = []
         for number, row in enumerate(rows):
             if row[image] is None or row[caption] is None or None in row:

@@ -11,14 +11,12 @@ import numpy as np
 
 from crossmodal.data.scene_layout import (
     COLOURS,
-    FULL,
     KINDS,
     RELATIONS,
     REVERSED,
     SIZES,
     Scene,
     SceneObject,
-    Staging,
     centre,
     may_relate,
     relation_between,
@@ -37,6 +35,7 @@ WORDS = {
 _LISTS = ("{}", "there is {}", "a picture of {}", "a scene with {}")
 _PAIRS = ("{} {}", "{} is {}", "there is {} {}", "a picture of {} {}")
 
+_ENOUGH_BITS = {2: 13.5, 3: 15.5}  # below this, a caption fits too many scenes; by number of mentions
 _OFF = 0.42  # of the picture: what is not as far from a side is at that side
 
 
@@ -116,7 +115,7 @@ class Statement:
         return bits
 
 
-def describe(scene: Scene, rng: np.random.Generator, staging: Staging = FULL) -> list[Statement]:
+def describe(scene: Scene, rng: np.random.Generator) -> list[Statement]:
     """Five true statements that differ in what they mention.
 
     In this order: a list of all objects; a related pair with its colours; a related pair with sizes; a list
@@ -127,7 +126,7 @@ def describe(scene: Scene, rng: np.random.Generator, staging: Staging = FULL) ->
     for form in forms:
         while True:
             statement = form(scene, rng)
-            enough = statement.bits >= staging.bits[len(statement.mentions) > 2]
+            enough = statement.bits >= _ENOUGH_BITS[min(len(statement.mentions), 3)]
             if enough and statement.distinct and all(_content(statement) != _content(other) for other in statements):
                 statements.append(statement)
                 break
@@ -147,17 +146,15 @@ def place(thing: SceneObject, rng: np.random.Generator) -> str:
     return f"{Mention(thing.kind, thing.colour)} {named[int(rng.integers(len(named)))]}"
 
 
-def edits(
-    statement: Statement, scene: Scene, rng: np.random.Generator, staging: Staging = FULL
-) -> Iterator[tuple[str, Statement]]:
+def edits(statement: Statement, scene: Scene, rng: np.random.Generator) -> Iterator[tuple[str, Statement]]:
     """Minimal edits of a true statement that are false of its scene, as (name of the edit, statement).
 
-    One of each of `EDITS` where the statement allows it. A replacement names a kind or colour of the staging that
-    nothing in the scene has; the swaps keep every word and are false even to a generous reader of relations.
+    One of each of `EDITS` where the statement allows it. A replacement names a kind or colour that nothing
+    in the scene has; the swaps keep every word and are false even to a generous reader of relations.
     """
     for edit, candidates in (
-        ("replaced_kind", _replacements(statement, scene, "kind", staging.kinds)),
-        ("replaced_colour", _replacements(statement, scene, "colour", staging.colours)),
+        ("replaced_kind", _replacements(statement, scene, "kind", KINDS)),
+        ("replaced_colour", _replacements(statement, scene, "colour", COLOURS)),
         ("swapped_colours", _colour_swaps(statement)),
         ("swapped_relation", _relation_swaps(statement)),
     ):

@@ -36,18 +36,13 @@ _DOMINANT = 1.25  # a relation is named along one axis where the other axis is c
 
 @dataclass(frozen=True)
 class Staging:
-    """What may be in a scene.
+    """How many objects a scene has, at least and at most, and how large those of each of `SIZES` are.
 
-    objects: how many at least and at most. sides: of each of `SIZES` in pixels, the square root of the area of an
-    object's box, give or take `SIDE_SPREAD`. bits: how much a caption tells at least, of two mentions and of more; less
-    than the default fits too many scenes to find one by.
+    sides: in pixels, the square root of the area of an object's box, give or take `SIDE_SPREAD`.
     """
 
     objects: tuple[int, int] = (2, 5)
     sides: tuple[int, int, int] = (24, 36, 54)
-    kinds: tuple[str, ...] = KINDS
-    colours: tuple[str, ...] = COLOURS
-    bits: tuple[float, float] = (13.5, 15.5)
 
 
 FULL = Staging()
@@ -140,10 +135,9 @@ def sample_scene(name: str, rng: np.random.Generator, staging: Staging = FULL) -
     """Draw a scene in which at least one pair of objects has a nameable relation."""
     while True:
         count = int(rng.integers(staging.objects[0], staging.objects[1] + 1))
-        among = len(staging.colours)
-        looks = rng.choice(len(staging.kinds) * among, size=count, replace=False)
-        kinds = [staging.kinds[look // among] for look in looks]
-        colours = [staging.colours[look % among] for look in looks]
+        looks = rng.choice(len(KINDS) * len(COLOURS), size=count, replace=False)
+        kinds = [KINDS[look // len(COLOURS)] for look in looks]
+        colours = [COLOURS[look % len(COLOURS)] for look in looks]
         sizes = [SIZES[i] for i in rng.integers(0, len(SIZES), size=count)]
         boxes = _place([_extent(k, s, rng, staging) for k, s in zip(kinds, sizes, strict=True)], kinds, rng)
         if boxes is None:

@@ -11,8 +11,8 @@ A folder written by this module holds, for each split,
     negatives_<split>.json      the false edits by kind, as in the larger world
     merges.txt                  byte pairs for CLIP's tokenizer, trained on the training captions
 
-Scenes are two of 5 kinds in 5 colours, so that many are told apart by their places and relations alone; those of
-different splits may hold the same objects in other places.
+A scene is two objects, larger than in the other world, so that a kind can be seen in few pixels; scenes of different
+splits may hold the same objects in other places.
 """
 
 from __future__ import annotations
@@ -37,13 +37,7 @@ from crossmodal.data.text_writer import refuse_existing
 from crossmodal.files import write_folder
 
 SIDE = 64
-STAGING = Staging(
-    objects=(2, 2),
-    sides=(32, 46, 66),
-    kinds=("ball", "box", "heart", "ring", "star"),
-    colours=("black", "blue", "green", "red", "yellow"),
-    bits=(0, 0),
-)
+STAGING = Staging(objects=(2, 2), sides=(32, 46, 66))
 SPLITS = ("train", "val", "test")
 SLOTS = ("swapped_relation", "replaced_colour", "replaced_kind", "swapped_colours")
 """The edits as CE-CLIP's relation, adjective, noun and verb: nothing in this world does anything."""
@@ -122,7 +116,7 @@ def _scene(name: str, rng: np.random.Generator) -> PictureScene:
     scene: Scene = sample_scene(name, rng, STAGING)
     picture = Image.fromarray(render(scene, rng)).resize((SIDE, SIDE), Image.Resampling.LANCZOS)
     captions = [
-        (str(statement), {kind: str(false) for kind, false in edits(statement, scene, rng, STAGING)})
-        for statement in describe(scene, rng, STAGING)
+        (str(statement), {kind: str(false) for kind, false in edits(statement, scene, rng)})
+        for statement in describe(scene, rng)
     ]
     return PictureScene(name, np.asarray(picture), captions, [place(thing, rng) for thing in scene.objects])

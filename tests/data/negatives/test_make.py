@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,21 @@ def test_the_command_writes_a_table_with_hard_images(
     assert len(table) == 4 and all(len(row.hard) == 2 for row in table)
     run(source, "-o", out, "--like", "negclip")
     assert all(row.hard == () for row in read_table(out))
+
+
+def test_a_table_with_a_header_is_read_as_recipes_read_it(source: Path, tmp_path: Path) -> None:
+    table = tmp_path / "captions.csv"
+    with table.open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["filepath", "title"])
+        rows.writerows((f"{i}.jpg", caption) for i, caption in enumerate(CAPTIONS))
+    found = []
+    for given, out in ((source, tmp_path / "a.tsv"), (table, tmp_path / "b.tsv")):
+        run(given, "-o", out, "--like", "negclip", "--tagger", "rules")
+        found.append(list(read_table(out)))
+    assert found[0] == found[1] and len(found[0]) == 4
+    with pytest.raises(ConfigError, match="split does not go with"):
+        run(table, "-o", tmp_path / "a.tsv", "--like", "negclip", "--split", "train")
 
 
 @pytest.mark.parametrize(
