@@ -13,8 +13,10 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from crossmodal.evaluate.results import text_table
 
@@ -72,6 +74,16 @@ def peak_memory(run: Callable[[], object]) -> float:
     before = _status("VmRSS")
     run()
     return max(0.0, _status("VmHWM") - before) / 1024
+
+
+def peak_tensors(run: Callable[[], object]) -> float:
+    """Megabytes that the tensors which `run` makes take up at their peak: the gaps that malloc leaves do not count."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        run()
+    assert seen.profiler is not None
+    events = (event for event in seen.profiler.kineto_results.events() if event.name() == "[memory]")
+    changes = (event.nbytes() for event in sorted(events, key=lambda event: event.start_ns()))
+    return max(0, *accumulate(changes)) / 2**20
 
 
 def _status(name: str) -> float:
