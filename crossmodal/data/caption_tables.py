@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from crossmodal.data.captions import Caption, read_captions
+from crossmodal.data.captions import Caption, read_captions, require_distinct
 from crossmodal.data.negatives.records import CeRecord, read_records, read_text
 from crossmodal.data.negatives.table import COLUMNS, TableRow, parse_table
 from crossmodal.data.sentences import Sentences
@@ -113,7 +113,9 @@ def read_any_captions(path: Path, *, format: str | None = None, split: str | Non
     """
     if format is not None:
         return read_captions(path, format=format, split=split)[0]
-    return _read(path, split, {}).captions
+    captions = _read(path, split, {}).captions
+    require_distinct(captions, path)
+    return captions
 
 
 def is_records_folder(path: Path) -> bool:

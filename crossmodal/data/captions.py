@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,16 +46,21 @@ def read_captions(
     captions = list(reader(content, path))
     if split is not None:
         captions = _of_split(captions, split, path)
+    require_distinct(captions, path)
+    for caption in captions:
+        if not f"{caption.id}{caption.image}{caption.sentence}".isascii():
+            _require_text(caption, path)
+    return captions, format
+
+
+def require_distinct(captions: Sequence[Caption], path: Path) -> None:
+    """Raises DataError where there is no caption, or two have the same id."""
     if not captions:
         raise DataError(f"{path} holds no captions")
     ids = Counter(caption.id for caption in captions)
     double, times = ids.most_common(1)[0]
     if times > 1:
         raise DataError(f"{path} holds {times} captions with the id {double!r}; caption ids must be unique")
-    for caption in captions:
-        if not f"{caption.id}{caption.image}{caption.sentence}".isascii():
-            _require_text(caption, path)
-    return captions, format
 
 
 def _require_text(caption: Caption, path: Path) -> None:

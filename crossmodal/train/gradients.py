@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,13 @@ if TYPE_CHECKING:
 
     from .distributed import OneProcess
     from .micro_step import MicroStep
+
+
+def exchange_flat(tensors: Sequence[Tensor], exchange: Callable[[Tensor], Tensor]) -> None:
+    """Replace tensors of one type by what an exchange makes of all of them in one buffer."""
+    flat = exchange(torch.cat([tensor.flatten() for tensor in tensors]))
+    for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+        tensor.copy_(part.view_as(tensor))
 
 
 class Gradients:
@@ -57,11 +64,10 @@ class Gradients:
                 parameter.grad = torch.zeros_like(parameter)
         if not shared:
             return
-        flat = torch.cat([p.grad.flatten() for p in shared if p.grad is not None])
-        flat = self.ranks.all_reduce(flat.half()).to(flat.dtype) if self.half else self.ranks.all_reduce(flat)
-        for p, part in zip(shared, flat.split([p.numel() for p in shared]), strict=True):
-            assert p.grad is not None
-            p.grad.copy_(part.view_as(p))
+        exchange_flat([p.grad for p in shared if p.grad is not None], self._sum)
+
+    def _sum(self, x: Tensor) -> Tensor:
+        return self.ranks.all_reduce(x.half()).to(x.dtype) if self.half else self.ranks.all_reduce(x)
 
     def stepping(self) -> AbstractContextManager[object]:
         """What `optimizer.step` runs in, behind `finish`."""

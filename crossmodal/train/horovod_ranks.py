@@ -103,14 +103,14 @@ class HorovodRanks(ManyRanks):
         self._wait(self._hvd.broadcast_async_(x, root_rank=0))
 
     def _rows(self, x: Tensor, counts: Sequence[int]) -> Tensor:
-        gathered: Tensor = self._wait(self._hvd.allgather_async(x))
-        return gathered
+        return self._wait(self._hvd.allgather_async(x))
 
-    def _wait(self, handle: int) -> Any:
+    def _wait(self, handle: int) -> Tensor:
         """What an exchange gives. Horovod's own waiting keeps a core busy, which the other ranks may need."""
         while not self._hvd.poll(handle):
             time.sleep(_NAP)
-        return self._hvd.synchronize(handle)
+        result: Tensor = self._hvd.synchronize(handle)
+        return result
 
     def _objects(self, value: Any) -> list[Any]:
         return self._hvd.allgather_object(value, name="objects")  # by itself it takes the type, which may differ

@@ -29,6 +29,7 @@ from .board import step_tags, validation_tags
 from .clock import Clock
 from .distributed import OneProcess
 from .engine import Engine
+from .gradients import exchange_flat
 from .interrupts import SIGNALS, Interrupts
 from .loader import StreamLoader
 from .metrics import VALID, MetricsLog
@@ -285,13 +286,13 @@ class Trainer:
 
     def _agree_on_weights(self, modules: nn.ModuleList) -> None:
         """Rank 0's, should machines initialise differently; one exchange for each type."""
+        if self.ranks.size == 1:
+            return
         by_type: dict[torch.dtype, list[Tensor]] = defaultdict(list)
         for tensor in (*self.model.state_dict().values(), *modules.state_dict().values()):
             by_type[tensor.dtype].append(tensor)
-        for tensors in by_type.values() if self.ranks.size > 1 else ():
-            flat = self.ranks.broadcast(torch.cat([tensor.flatten() for tensor in tensors]))
-            for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
-                tensor.copy_(part.view_as(tensor))
+        for tensors in by_type.values():
+            exchange_flat(tensors, self.ranks.broadcast)
 
     def loaders(self) -> list[StreamLoader]:
         """What hands out the batches of each stream from this step on."""

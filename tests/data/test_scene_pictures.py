@@ -53,6 +53,9 @@ def test_the_usual_readers_read_it(folder: Path) -> None:
         assert len(tokenizer.encode(sentence)) == len(re.findall(r"\w+|,", sentence))
 
 
+ARTICLE = re.compile(r"\b(an?) (\w)")
+
+
 def words_of(sentence: str) -> list[str]:
     """Without articles, which change with the word behind them."""
     return [word for word in re.findall(r"\w+", sentence) if word not in ("a", "an")]
@@ -71,6 +74,7 @@ def test_edits_are_minimal(folder: Path) -> None:
                 continue
             seen.add(SLOTS[slot])
             words = words_of(sentence)
+            assert all((article == "an") == (letter in "aeiou") for article, letter in ARTICLE.findall(sentence))
             if SLOTS[slot].startswith("replaced"):
                 (new,) = set(words) - set(caption)
                 assert new in {*KINDS, *COLOURS}
@@ -113,6 +117,7 @@ def test_scenes_hold_what_the_staging_says() -> None:
         scene = sample_scene("s", np.random.default_rng(i), STAGING)
         assert len(scene.objects) == 2
         for thing in scene.objects:
+            assert thing.kind in KINDS and thing.colour in COLOURS
             x1, y1, x2, y2 = (160 * value for value in thing.box)
             side = ((x2 - x1) * (y2 - y1)) ** 0.5
             assert side == pytest.approx(STAGING.sides[SIZES.index(thing.size)], rel=0.11)

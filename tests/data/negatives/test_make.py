@@ -18,7 +18,7 @@ from crossmodal.data.negatives.make import ce_clip_records, negclip_rows
 from crossmodal.data.negatives.records import read_records
 from crossmodal.data.negatives.rules import RuleTagger
 from crossmodal.data.negatives.table import read_table
-from crossmodal.errors import ConfigError
+from crossmodal.errors import ConfigError, DataError
 
 from .test_ce_clip import numbered
 from .words import CAPTIONS, masked_model
@@ -102,6 +102,17 @@ def test_a_table_with_a_header_is_read_as_recipes_read_it(source: Path, tmp_path
     assert found[0] == found[1] and len(found[0]) == 4
     with pytest.raises(ConfigError, match="split does not go with"):
         run(table, "-o", tmp_path / "a.tsv", "--like", "negclip", "--split", "train")
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"), [("", "holds no captions"), ("a.jpg,A cat,7\nb.jpg,A dog,7\n", "2 captions with the id '7'")]
+)
+def test_a_table_without_captions_or_with_double_ids_is_refused(tmp_path: Path, rows: str, said: str) -> None:
+    table, out = tmp_path / "captions.csv", tmp_path / "a.tsv"
+    table.write_text("filepath,title,id\n" + rows)
+    with pytest.raises(DataError, match=said):
+        run(table, "-o", out, "--like", "negclip", "--tagger", "rules")
+    assert not out.exists()
 
 
 @pytest.mark.parametrize(
